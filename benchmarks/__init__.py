@@ -1,0 +1,1 @@
+"""What Crystal is measured with: `code/` scores a model's programs between the stages."""

@@ -1,0 +1,332 @@
+"""The configuration as typed, validated dataclasses; Hydra's groups in `conf/` fill them.
+
+Every check lives in the `__post_init__` of the class that owns the value, so a bad value stops before torch is imported. The one
+surprise: nothing here imports Hydra or OmegaConf, so that the model and the data can be used where they are not installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line that says what was got, what was expected, what to do."""
+
+
+def require(ok: bool, got: str, expected: str, remedy: str) -> None:
+    """Raise the one-line UserError `got; expected ...; remedy` unless `ok`."""
+    if not ok:
+        raise UserError(f"{got}; expected {expected}; {remedy}")
+
+
+def require_positive(owner: str, values: dict[str, float | int]) -> None:
+    """Every value is above zero, or a UserError names the key as `owner.key`."""
+    for key, value in values.items():
+        require(value > 0, f"{owner}.{key}={value}", "a value above 0", f"give {owner}.{key} a positive value")
+
+
+@dataclass
+class ModelConfig:
+    """Shape and muP constants of the transformer (DESIGN.md, "CrystalCoder's numbers")."""
+
+    name: str
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ffn: int
+    vocab_size: int
+    seq_len: int
+    rotary_fraction: float = 0.25
+    rotary_base: float = 10000.0
+    norm_eps: float = 1e-5
+    base_width: int = 256
+    embedding_scale: float = 14.6
+    output_alpha: float = 2.22
+    init_std: float = 0.073
+
+    def __post_init__(self) -> None:
+        positive = ("d_model", "n_layers", "n_heads", "d_ffn", "vocab_size", "seq_len", "rotary_base", "norm_eps", "base_width")
+        require_positive("model", {key: getattr(self, key) for key in (*positive, "embedding_scale", "output_alpha", "init_std")})
+        require(
+            self.d_model % self.n_heads == 0,
+            f"model.n_heads={self.n_heads}",
+            f"a divisor of model.d_model={self.d_model}",
+            f"take n_heads={max(1, self.d_model // 128)} for heads of {self.d_model // max(1, self.d_model // 128)} dims",
+        )
+        require(
+            0 < self.rotary_fraction <= 1,
+            f"model.rotary_fraction={self.rotary_fraction}",
+            "a fraction above 0 and at most 1",
+            "CrystalCoder has 0.25",
+        )
+        dims = self.head_dim * self.rotary_fraction
+        require(
+            dims == int(dims) and int(dims) % 2 == 0,
+            f"model.rotary_fraction={self.rotary_fraction} of {self.head_dim} head dims is {dims:g} dims",
+            "an even number of dims (they rotate in pairs)",
+            f"take rotary_fraction={max(2, 2 * round(dims / 2)) / self.head_dim:g}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def rotary_dims(self) -> int:
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def width_mult(self) -> float:
+        """muP's m: how much wider than the base model."""
+        return self.d_model / self.base_width
+
+    @property
+    def output_scale(self) -> float:
+        return self.output_alpha / self.width_mult
+
+    @property
+    def attention_scale(self) -> float:
+        """1/d instead of 1/sqrt(d): muP's attention."""
+        return 1.0 / self.head_dim
+
+
+@dataclass
+class ScaleConfig:
+    """How much of the published run is done: tokens, batch, sequence length, and how often to log, evaluate and save."""
+
+    name: str
+    tokens: int | None  # of all three stages together; null: the published total
+    batch_rows: int
+    seq_len: int
+    lr_factor: float
+    log_every: int
+    valid_every: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        counts = ("batch_rows", "seq_len", "lr_factor", "log_every", "valid_every", "save_every")
+        require_positive("scale", {key: getattr(self, key) for key in counts})
+        if self.tokens is not None:
+            require_positive("scale", {"tokens": self.tokens})
+
+
+@dataclass
+class LrPiece:
+    """A straight piece of the learning-rate schedule: from `start` to `end` over `tokens`."""
+
+    start: float
+    end: float
+    tokens: int
+
+
+@dataclass
+class MixtureEntry:
+    """One source of a stage: a glob over prepared parts, its share of the rows, whether FIM applies, which slice of its rows."""
+
+    parts: str
+    weight: float
+    fim: bool = False
+    slice: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+
+@dataclass
+class FimConfig:
+    """Fill-in-the-middle: share of the code documents that are permuted, and the share of those in suffix-first order."""
+
+    rate: float = 0.0
+    spm_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        for key, value in (("rate", self.rate), ("spm_rate", self.spm_rate)):
+            require(0 <= value <= 1, f"stages.*.fim.{key}={value}", "a share from 0 to 1", "CrystalCoder has rate 0.9, spm_rate 0.5")
+
+
+@dataclass
+class StageConfig:
+    """A stage: what is trained on, for how many tokens, at which learning rate, from which weights."""
+
+    name: str
+    tokens: int
+    lr: list[LrPiece]
+    mixture: dict[str, MixtureEntry]
+    fim: FimConfig = field(default_factory=FimConfig)
+    starts_from: str | None = None  # the stage whose last checkpoint gives the weights; null: fresh weights
+    optimizer: str = "fresh"
+
+    def __post_init__(self) -> None:
+        key = f"stages.{self.name}"
+        require(self.tokens > 0, f"{key}.tokens={self.tokens}", "a positive number of tokens", f"give {key}.tokens")
+        require(len(self.mixture) > 0, f"{key}.mixture is empty", "at least one source", f"give {key}.mixture")
+        require(
+            sum(piece.tokens for piece in self.lr) >= self.tokens,
+            f"{key}.lr covers {sum(piece.tokens for piece in self.lr)} tokens",
+            f"at least the stage's {self.tokens}",
+            f"lengthen a piece of {key}.lr or shorten {key}.tokens",
+        )
+        for piece in self.lr:
+            require(
+                piece.tokens > 0 and piece.start >= 0 and piece.end >= 0,
+                f"{key}.lr has a piece {piece}",
+                "tokens above 0 and rates of at least 0",
+                "mend that piece",
+            )
+        for label, entry in self.mixture.items():
+            where = f"{key}.mixture.{label}"
+            require(entry.weight > 0, f"{where}.weight={entry.weight}", "a weight above 0", "leave the source out instead")
+            low, high = entry.slice if len(entry.slice) == 2 else (1.0, 0.0)
+            require(0 <= low < high <= 1, f"{where}.slice={entry.slice}", "[low, high] with 0 <= low < high <= 1", f"mend {where}.slice")
+        total = sum(entry.weight for entry in self.mixture.values())
+        require(
+            abs(total - 1) < 1e-4,
+            f"{key}.mixture weights sum to {total:.6f}",
+            "1",
+            "raise or lower the others when you change one",
+        )
+        require(self.optimizer in ("fresh", "carry"), f"{key}.optimizer={self.optimizer}", "fresh or carry", f"mend {key}.optimizer")
+
+
+@dataclass
+class AdamWConfig:
+    """AdamW's constants; the learning rate is the stage's."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-9
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require(0 <= value < 1, f"optim.{key}={value}", "a value from 0 to below 1", "CrystalCoder has 0.9 and 0.95")
+        require_positive("optim", {"eps": self.eps, "clip_norm": self.clip_norm})
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}", "a value of at least 0", "CrystalCoder has 0.1")
+
+
+@dataclass
+class DataConfig:
+    """Where documents come from and where the prepared rows go."""
+
+    name: str
+    label: str
+    out: str
+    readers: dict[str, Any]
+    vocab_size: int
+    tokenizer: str | None = None
+    root: str | None = None
+    harvest: dict[str, Any] | None = None
+    holdout: float = 0.01
+    valid_rows: int = 16
+    empty_source: str = "error"
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 < self.holdout < 0.5, f"data.holdout={self.holdout}", "a share above 0 and below 0.5", "0.01 holds out one in 100")
+        require_positive("data", {"vocab_size": self.vocab_size, "valid_rows": self.valid_rows})
+        require(
+            self.empty_source in ("error", "redistribute"),
+            f"data.empty_source={self.empty_source}",
+            "error or redistribute",
+            "mend data.empty_source",
+        )
+        require(
+            self.harvest is not None or self.root is not None,
+            f"data={self.name} without data.root",
+            "the folder that holds slimpajama/ and starcoderdata/",
+            "give data.root=DIR",
+        )
+
+
+@dataclass
+class EvalConfig:
+    """What is scored after a stage, and how completions are drawn."""
+
+    benchmarks: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = 128
+    temperature: float = 0.2
+    top_p: float = 0.95
+    n_samples: int = 1
+    batch_size: int = 41
+    timeout_s: float = 3.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        counts = ("max_new_tokens", "n_samples", "batch_size", "timeout_s")
+        require_positive("eval", {key: getattr(self, key) for key in counts})
+        require(self.temperature >= 0, f"eval.temperature={self.temperature}", "0 (greedy) or more", "CrystalCoder used 0.2")
+        require(0 < self.top_p <= 1, f"eval.top_p={self.top_p}", "a share above 0 and at most 1", "1 keeps every token")
+
+
+@dataclass
+class PlanConfig:
+    """task=plan: what one device is taken to do, and how many rows it holds at once."""
+
+    device_flops_per_s: float
+    mfu: float
+    rows_per_device: int
+
+    def __post_init__(self) -> None:
+        require_positive("plan", {"device_flops_per_s": self.device_flops_per_s, "rows_per_device": self.rows_per_device})
+        require(0 < self.mfu <= 1, f"plan.mfu={self.mfu}", "a share above 0 and at most 1", "0.45 is good on GPUs")
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives and what its seeds are."""
+
+    dir: str
+    seed: int = 1
+    keep_checkpoints: int = 2
+    sinks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_positive("run", {"keep_checkpoints": self.keep_checkpoints})
+        unknown = sorted(set(self.sinks) - {"tensorboard", "wandb"})
+        require(not unknown, f"run.sinks={self.sinks}", "some of [tensorboard, wandb]", f"drop {', '.join(unknown)}")
+
+
+@dataclass
+class Config:
+    """The whole configuration: one field a Hydra group, and the few settings that belong to none."""
+
+    task: str
+    run: RunConfig
+    model: ModelConfig
+    scale: ScaleConfig
+    stages: dict[str, StageConfig]
+    optim: AdamWConfig
+    data: DataConfig
+    backend: dict[str, Any]
+    eval: EvalConfig
+    plan: PlanConfig
+    tokens: float | None = None
+    prompt: str | None = None
+    suffix: str | None = None
+    checkpoint: str | None = None
+    init_from: str | None = None
+    devices: int = 1
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.model.vocab_size >= self.data.vocab_size,
+            f"model.vocab_size={self.model.vocab_size}",
+            f"at least the tokenizer's {self.data.vocab_size} (data.vocab_size)",
+            f"give model.vocab_size={self.data.vocab_size}",
+        )
+        require(
+            self.init_from is None or len(self.stages) == 1,
+            f"init_from={self.init_from} with {len(self.stages)} stages",
+            "one stage to start from a checkpoint",
+            "name it with stage=1, 2 or 3",
+        )
+        require_positive("config", {"devices": self.devices})
+        require(
+            self.scale.batch_rows % self.devices == 0,
+            f"devices={self.devices}",
+            f"a divisor of scale.batch_rows={self.scale.batch_rows}, so that the devices can share a batch",
+            "mend devices or scale.batch_rows",
+        )
+        if self.tokens is not None:
+            require_positive("config", {"tokens": self.tokens})
+            self.scale = replace(self.scale, tokens=int(self.tokens))

@@ -1,0 +1,1 @@
+"""From files of documents to batches of rows: readers, tokenizer, packing, shards, mixture, loader. No torch."""

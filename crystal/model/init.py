@@ -1,0 +1,34 @@
+"""Initial weights: every parameter drawn from its own generator, seeded by (seed, name).
+
+So a parameter's values do not depend on the order of creation, on the device count, or on other parameters being there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A CPU generator whose stream is a pure function of (seed, name)."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, *, stds: Mapping[str, float], seed: int) -> None:
+    """Fill `model`'s parameters in place: normal(0, std) truncated at 2 std where a std is given, else 1 for LayerNorm weights and 0.
+
+    stds: parameter name -> standard deviation before truncation (0: constant), one for every parameter.
+    """
+    for name, parameter in model.named_parameters():
+        std = stds[name]
+        if std > 0:
+            values = torch.empty(parameter.shape, dtype=torch.float32)
+            nn.init.trunc_normal_(values, std=std, a=-2 * std, b=2 * std, generator=generator_for(seed, name))
+            parameter.copy_(values)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)

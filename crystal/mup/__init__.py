@@ -1,0 +1,1 @@
+"""Maximal-update parametrization: widths derived once with the `mup` package, then plain floats by parameter name."""

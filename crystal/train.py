@@ -1,0 +1,104 @@
+"""The training loop of one stage: step, then every so many steps log, validate, save.
+
+The surprise: nothing is remembered between steps but the engine and the losses since the last log line, and both go into a
+checkpoint. So stopping anywhere and going on gives the same bits as never stopping.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from crystal.config import UserError
+from crystal.data.loader import Loader
+from crystal.engine import Engine
+from crystal.runlog import Metrics, Progress
+
+Validate = Callable[[], dict[str, Any]]
+Save = Callable[[list[float]], Any]
+
+
+class Stopped(Exception):
+    """The user asked to stop (Ctrl-C, SIGTERM) and the state has been saved."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """In steps; the end of a stage is always logged, validated and saved."""
+
+    log_every: int
+    valid_every: int
+    save_every: int
+
+
+def train(
+    engine: Engine, loader: Loader, *, stage: str, n_steps: int, cadence: Cadence, metrics: Metrics, validate: Validate, save: Save,
+    pending: list[float],
+) -> None:
+    """Take `engine` from the step it is at to `n_steps`.
+
+    `validate()` returns the values of a validation record, `save(pending)` writes a checkpoint with the losses not yet logged.
+    Raises Stopped after a signal, UserError where the loss is not finite.
+    """
+    first, tokens_per_step = engine.step_count, loader.batch_rows * loader.prepared.seq_len
+    progress = Progress(stage=stage, n_steps=n_steps, step=first, tokens_per_step=tokens_per_step)
+    batches = loader.batches(first * loader.batch_rows, n_steps - first)
+    losses: list[Tensor | float] = list(pending)
+    with stop_requests() as stop:
+        for batch in engine.feed(batches, n_steps - first):
+            result = engine.step(batch)
+            losses.append(result.loss)
+            step, last = engine.step_count, engine.step_count == n_steps
+
+            if last or step % cadence.log_every == 0:
+                loss = sum(map(float, losses)) / len(losses)
+                losses.clear()
+                metrics.log("train", step, {
+                    "tokens": step * tokens_per_step, "loss": loss, "lr": result.lr, "grad_norm": float(result.grad_norm),
+                    "tokens_per_s": progress.rate(step), "elapsed_s": time.monotonic() - progress.t0,
+                })
+                progress.show(step, loss)
+                require_finite(loss, stage=stage, step=step)
+            if last or step % cadence.valid_every == 0:
+                metrics.log("valid", step, {"tokens": step * tokens_per_step} | validate())
+            if last or stop or step % cadence.save_every == 0:
+                metrics.sync()
+                save([float(loss) for loss in losses])
+            if stop and not last:
+                raise Stopped
+
+
+def require_finite(loss: float, *, stage: str, step: int) -> None:
+    """Raise UserError where training has diverged; the checkpoints before it are kept."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"stage {stage} diverged: the loss at step {step} is {loss}; expected a finite number; "
+            "lower scale.lr_factor and start in another run.dir"
+        )
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that is empty until SIGINT or SIGTERM comes; a second signal acts as if nobody had listened."""
+    received: list[int] = []
+    before = {}
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        for handled, handler in before.items():
+            signal.signal(handled, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

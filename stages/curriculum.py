@@ -1,0 +1,200 @@
+"""The curriculum: train a stage, score it, go on to the next; what is complete is skipped.
+
+The surprise: nothing here remembers anything. What has been done is read off the run directory each time, so the same command after
+a kill goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crystal import checkpoint
+from crystal.config import Config, UserError, require
+from crystal.data.loader import Batch, Loader, resolve_entries, to_batch
+from crystal.data.shards import Prepared
+from crystal.engine import Backend, Engine, TrainSpec
+from crystal.mup.plan import derive
+from crystal.runlog import Metrics, open_sinks, read_json, write_json
+from crystal.train import Cadence, train
+from stages.recipes import Recipe, recipe
+from stages.record import note_other_bits, refuse_other_data, refuse_other_numbers, write_run_record
+from stages.scoring import score_checkpoint, write_baselines
+
+VALID_BATCH_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run is made of."""
+
+    config: Config
+    backend: Backend
+    prepared: Prepared
+    command: list[str]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+
+def run_curriculum(run: Run) -> None:
+    """Train and score every configured stage that is not complete. Raises Stopped (after saving) and UserError."""
+    config = run.config
+    scale = {key: getattr(config.scale, key) for key in ("tokens", "batch_rows", "seq_len", "lr_factor")}
+    numbers = {"model": asdict(config.model), "scale": scale, "optim": asdict(config.optim), "data": config.data.name, "seed": config.run.seed}
+    refuse_other_numbers(run.folder / "numbers.json", numbers)
+    manifest = run.prepared.manifest
+    short = {side: {name: entry | {"shards": len(entry["shards"])} for name, entry in manifest[side].items()} for side in ("train", "valid")}
+    write_json(run.folder / "data.json", manifest | short)
+    for stage in config.stages.values():
+        StageRun(run, recipe(stage, config.scale)).complete()
+
+
+@dataclass
+class StageRun:
+    """One stage of a run, in `runs/NAME/stageN`."""
+
+    run: Run
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        self.name = self.recipe.stage.name
+        self.folder = self.run.folder / f"stage{self.name}"
+        self.checkpoints = self.folder / "checkpoints"
+        self.metrics = self.run.folder / "metrics.jsonl"
+
+    def complete(self) -> None:
+        """Train to the end unless that is done, then score what is not scored."""
+        summary = self.folder / "summary.json"
+        if summary.exists():
+            refuse_other_numbers(self.folder / "numbers.json", self._numbers())
+            print(f"stage {self.name}: complete, skipped")
+        else:
+            self._train()
+        last = checkpoint.latest(self.checkpoints)
+        if last is None:
+            raise UserError(f"{summary} without a checkpoint; expected one in {self.checkpoints}; delete {self.folder} to train the stage again")
+        if not (self.folder / "scores" / "baselines.json").exists():
+            write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
+        score_checkpoint(last, self.run.config.eval, out=self.folder / "scores")
+
+    def _numbers(self) -> dict[str, Any]:
+        return asdict(self.recipe.stage) | {"init_from": self.run.config.init_from}
+
+    def _train(self) -> None:
+        config, prepared, made = self.run.config, self.run.prepared, self.recipe
+        source = self._source()  # before anything is written or built
+        entries, redistributed = resolve_entries(made.entries, prepared, empty_source=config.data.empty_source)
+        loader = Loader(
+            prepared, entries, seed=config.run.seed, batch_rows=config.scale.batch_rows,
+            fim_rate=made.stage.fim.rate, spm_rate=made.stage.fim.spm_rate,
+        )  # fmt: skip
+        refuse_other_numbers(self.folder / "numbers.json", self._numbers())
+        spec = TrainSpec(config.model, derive(config.model), config.optim, made.schedule, config.scale.batch_rows, config.run.seed)
+        engine = self.run.backend.build(spec, before=read_json(self.run.folder / "run.json", {}))
+        pending = self._take_up(engine, loader, source)
+        write_run_record(self.run.folder / "run.json", config, engine.facts(), self.run.command)
+        self._announce(loader, redistributed, engine)
+        sinks = open_sinks(config.run.sinks, self.run.folder)
+        metrics = Metrics(self.metrics, stage=self.name, step=engine.step_count, sinks=sinks)
+        state = {
+            "stage": self.name, "seed": config.run.seed, "model": asdict(config.model), "facts": engine.facts(), "data": loader.identity(),
+        }  # fmt: skip
+
+        def save(pending: list[float]) -> None:
+            position = {"samples_seen": engine.step_count * loader.batch_rows, "pending": pending}
+            checkpoint.save(
+                self.checkpoints, engine, state | position, tokenizer=prepared.tokenizer_path, keep=config.run.keep_checkpoints
+            )
+
+        try:
+            train(
+                engine, loader, stage=self.name, n_steps=made.n_steps, metrics=metrics, pending=pending, save=save,
+                cadence=Cadence(config.scale.log_every, config.scale.valid_every, config.scale.save_every),
+                validate=lambda: validate(engine, prepared),
+            )  # fmt: skip
+        finally:
+            metrics.close()
+        self._summarise(loader, redistributed, source)
+
+    def _source(self) -> Path | None:
+        """The checkpoint this stage begins from: init_from, or the last one of the stage before it; None for fresh weights."""
+        before, given = self.recipe.stage.starts_from, self.run.config.init_from
+        if given is not None:
+            return Path(given)
+        if before is None:
+            return None
+        folder = self.run.folder / f"stage{before}"
+        last = checkpoint.latest(folder / "checkpoints")
+        if last is None or not (folder / "summary.json").exists():
+            raise UserError(
+                f"stage {self.name} starts from stage {before}, which is not complete in {self.run.folder}; expected a checkpoint in "
+                f"{folder}/checkpoints; run stage={before} first (or stage=all), or give init_from=CHECKPOINT"
+            )
+        return last
+
+    def _take_up(self, engine: Engine, loader: Loader, source: Path | None) -> list[float]:
+        """Load this stage's newest checkpoint, else the one it starts from; returns the losses not yet logged."""
+        last = checkpoint.latest(self.checkpoints)
+        if last is not None:
+            state = checkpoint.read_state(last)
+            refuse_other_data(state["data"], loader.identity(), where=str(last))
+            engine.load(last, optimizer=True)
+            note_other_bits(state["facts"], engine.facts())
+            return state["pending"]
+        if source is not None:
+            theirs, ours = checkpoint.read_state(source)["model"], asdict(self.run.config.model)
+            wrong = [f"model.{key}={theirs.get(key)} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs.get(key)]
+            require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
+            engine.load(source, optimizer=self.recipe.stage.optimizer == "carry")
+            engine.step_count = 0
+        return []
+
+    def _announce(self, loader: Loader, redistributed: list[str], engine: Engine) -> None:
+        made, facts = self.recipe, engine.facts()
+        done = f", going on from step {engine.step_count:,}" if engine.step_count else ""
+        print(f"stage {self.name}: {made.n_steps:,} steps, {made.tokens:,} tokens, {facts['dtype']} on {facts['device']}{done}")
+        epochs = loader.mixture.epochs(made.n_steps * loader.batch_rows)
+        print("  epochs: " + ", ".join(f"{name} {value:.2f}" for name, value in epochs.items()))
+        if redistributed:
+            print(f"  empty, their weight given to the others: {', '.join(redistributed)}")
+
+    def _summarise(self, loader: Loader, redistributed: list[str], source: Path | None) -> None:
+        made, view = self.recipe, self.run.prepared.rows
+        n_samples = made.n_steps * loader.batch_rows
+        samples, epochs = loader.mixture.samples(n_samples), loader.mixture.epochs(n_samples)
+        mixture = [
+            asdict(e) | {"rows": len(view(e.parts, e.slice)), "samples": samples[e.name], "epochs": epochs[e.name]} for e in loader.entries
+        ]
+        summary = {
+            "stage": self.name, "status": "complete", "steps": made.n_steps, "tokens": made.tokens,
+            "init_from": None if source is None else str(source), "optimizer": made.stage.optimizer,
+            "checkpoint": str(checkpoint.latest(self.checkpoints)), "fim": {"rate": loader.fim_rate, "spm": loader.spm_rate},
+            "seed": loader.seed, "mixture": mixture, "redistributed": redistributed,
+        }  # fmt: skip
+        write_json(self.folder / "summary.json", summary)
+
+
+def validate(engine: Engine, prepared: Prepared) -> dict[str, Any]:
+    """Loss in nats per token and bits per byte of every held-out source.
+
+    Bits per byte = nats per token / ln 2 x tokens / bytes of the held-out documents, so that sources and tokenizers compare.
+    """
+    losses, bits = {}, {}
+    for source, counts in prepared.valid.items():
+        loss, labels = engine.evaluate(_valid_batches(prepared, source))
+        if labels:
+            losses[source] = loss / labels
+            bits[source] = loss / labels / float(np.log(2)) * counts["tokens"] / counts["text_bytes"]
+    return {"loss": losses, "bits_per_byte": bits}
+
+
+def _valid_batches(prepared: Prepared, source: str) -> Iterator[Batch]:
+    rows = prepared.valid_rows(source)
+    for first in range(0, len(rows), VALID_BATCH_ROWS):
+        yield to_batch(rows[np.arange(first, min(first + VALID_BATCH_ROWS, len(rows)))], prepared.fim_ids.pad)

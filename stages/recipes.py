@@ -1,0 +1,39 @@
+"""A stage's recipe at a scale: its steps and its learning-rate schedule in steps.
+
+The surprise: scaling a stage down scales every piece of its schedule by the same factor, so that shares, shapes and warm-up fractions
+stay CrystalCoder's; a warm-up may then be a fraction of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crystal.config import ScaleConfig, StageConfig
+from crystal.data.loader import Entry
+from crystal.schedule import Piece, Schedule
+from stages.published import CURRICULUM_TOKENS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stage made concrete: whole steps of batch_rows x seq_len tokens."""
+
+    stage: StageConfig
+    n_steps: int
+    tokens: int
+    schedule: Schedule
+    entries: list[Entry]
+
+
+def recipe(stage: StageConfig, scale: ScaleConfig) -> Recipe:
+    """Scale `stage` so that the three published stages together would take `scale.tokens` (null: as published)."""
+    factor = 1.0 if scale.tokens is None else scale.tokens / CURRICULUM_TOKENS
+    batch_tokens = scale.batch_rows * scale.seq_len
+    n_steps = max(1, round(stage.tokens * factor / batch_tokens))
+    pieces = [
+        Piece(piece.start * scale.lr_factor, piece.end * scale.lr_factor, piece.tokens * factor / batch_tokens) for piece in stage.lr
+    ]
+    entries = [
+        Entry(name, entry.parts, entry.weight, entry.fim, (entry.slice[0], entry.slice[1])) for name, entry in stage.mixture.items()
+    ]
+    return Recipe(stage, n_steps, n_steps * batch_tokens, Schedule(pieces), entries)

@@ -1,0 +1,104 @@
+"""Scores between stages: HumanEval and MBPP on a checkpoint, and the n-gram models that any training must beat.
+
+The surprise: a benchmark is scored again only when its protocol has changed; a file of scores is proof that it was done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+
+from benchmarks.code.problems import BenchmarkAbsent
+from benchmarks.code.score import absent, score
+from crystal.config import EvalConfig
+from crystal.data.loader import Entry, Loader
+from crystal.data.ngram import ngram_losses
+from crystal.data.shards import Prepared
+from crystal.generate import Completer
+from crystal.runlog import read_lines, write_json
+
+PYTHON = "starcoder/python"  # HumanEval and MBPP are Python
+MAX_NGRAM_TOKENS = 20_000_000
+BLOCK_ROWS = 256
+
+
+def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str, dict[str, Any]]:
+    """Score the checkpoint in `folder` on every configured benchmark; writes `out`/NAME.json and returns them by name."""
+    results, completer = {}, None
+    protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "timeout_s", "n_samples")}
+    for name, node in config.benchmarks.items():
+        asked = protocol | {"benchmark": node, "n_samples": config.n_samples, "checkpoint": folder.name}
+        path, key = out / f"{name}.json", hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if before.get("status") == "scored" and before["protocol"].get("key") == key:
+            results[name] = before
+            continue
+        try:
+            benchmark = instantiate(node)
+            completer = completer or Completer.load(folder)
+            results[name] = score(
+                benchmark, _complete(completer, config), n_samples=config.n_samples, timeout_s=config.timeout_s, workers=None,
+                protocol=protocol | {"key": key}, out=path,
+            )
+        except BenchmarkAbsent as reason:
+            results[name] = absent(name, str(reason), path)
+        _tell(results[name])
+    return results
+
+
+def _complete(completer: Completer, config: EvalConfig) -> Any:
+    def complete(prompts: Sequence[str], stops: Sequence[tuple[str, ...]], keys: Sequence[str]) -> list[str]:
+        seeds = [int.from_bytes(hashlib.sha256(f"{config.seed}/{key}".encode()).digest()[:7], "little") for key in keys]
+        return completer.complete(
+            prompts, stops=stops, seeds=seeds, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            top_p=config.top_p, batch_size=config.batch_size,
+        )
+
+    return complete
+
+
+def _tell(scores: dict[str, Any]) -> None:
+    if scores["status"] == "absent":
+        print(f"  {scores['benchmark']}: not scored: {scores['reason']}", file=sys.stderr)
+        return
+    low, high = scores["ci95"]
+    print(f"  {scores['benchmark']}: pass@1 {scores['pass@1']:.2%} (95 % interval {low:.1%} to {high:.1%}), {scores['passed']} of "
+          f"{scores['problems_total'] * scores['samples_per_problem']} completions passed, {scores['seconds']:.0f} s")
+
+
+def write_baselines(path: Path, prepared: Prepared, *, metrics: Path, stage: str) -> None:
+    """Unigram and bigram models of the very rows that the run was trained on so far, scored on held-out Python beside the model.
+
+    FIM is left out: the n-grams see every row as it was written. Without held-out Python nothing is written.
+    """
+    if not prepared.valid.get(PYTHON, {}).get("rows"):
+        return
+    valid = prepared.valid_rows(PYTHON)
+    losses = ngram_losses(
+        _trained_rows(metrics.parent, prepared, upto=stage), [valid[np.arange(len(valid))]], vocab_size=prepared.vocab_size,
+        pad_id=prepared.fim_ids.pad, max_train_tokens=MAX_NGRAM_TOKENS,
+    )  # fmt: skip
+    model = [line["loss"][PYTHON] for line in read_lines(metrics) if line["kind"] == "valid" and line["stage"] == stage]
+    write_json(path, {"source": PYTHON, **losses, "model": {"loss": model[-1]}})
+
+
+def _trained_rows(run_dir: Path, prepared: Prepared, *, upto: str) -> Iterator[np.ndarray]:
+    """The rows of the complete stages up to `upto`, by the mixtures that their summaries record."""
+    for path in sorted(run_dir.glob("stage*/summary.json")):
+        summary = json.loads(path.read_text())
+        if summary["stage"] > upto:
+            return
+        mixture = summary["mixture"]
+        entries = [Entry(e["name"], e["parts"], e["weight"], slice=tuple(e["slice"])) for e in mixture]
+        loader = Loader(prepared, entries, seed=summary["seed"], batch_rows=1)
+        n_samples = sum(e["samples"] for e in mixture)
+        for first in range(0, n_samples, BLOCK_ROWS):
+            yield loader.rows(first, min(BLOCK_ROWS, n_samples - first))
