@@ -6,11 +6,10 @@ point that fails is reported and the others run; the status is 2 at the end.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
+import re
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,10 +19,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crystal.cli import help_page, one_line, quoted
-from crystal.config import Config, UserError
+from crystal.cli import help_page, one_line, quoted, swept_keys
+from crystal.config import Config, UserError, refuse_strays
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
+# What the user can mend among the errors of the operating system: what is wrong; what was expected; what to do.
+MENDABLE = (
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "the disk is full ({})", "room for what is written", "free some, or give another run.dir"),
+    ((errno.EACCES, errno.EPERM, errno.EROFS), "no permission ({})", "files that this user may use", "change that, or give another path"),
+    (
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+        "the path cannot be used ({})",
+        "a folder's own place and name",
+        "give another path",
+    ),
+)
 ConfigStore.instance().store("schema", Config)
 
 
@@ -35,66 +45,77 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"
     statuses: list[int] = []
+    swept: set[str] = set()
     command = ["crystal", *argv]
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def run(composed: DictConfig) -> None:
-        statuses.append(guarded(composed, command))
+        if INTERRUPTED not in statuses:  # or else a sweep would go on with its next point
+            statuses.append(guarded(composed, command, swept))
 
     before, sys.argv = sys.argv, sys.argv[:1]
     try:
         sys.argv += quoted(argv)
+        swept |= swept_keys(sys.argv[1:])
         run()
     except UserError as error:
         return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return complain(one_line(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
     finally:
         sys.argv = before
     return max(statuses, default=DONE)
 
 
-def guarded(composed: DictConfig, command: list[str]) -> int:
+def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
     """Validate the composed configuration, run its task, and turn what the user can mend into one line and status 2."""
-    from crystal.train import Stopped
-
     try:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            composed.run.dir += sweep_suffix(list(HydraConfig.get().overrides.task))
+            composed.run.dir += sweep_suffix(list(HydraConfig.get().overrides.task), swept)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
-        run_task(config, composed, command)
-    except Stopped:
-        print("stopped, and saved; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+        refuse_strays(config)
+        return run_task(config, composed, command)
     except (UserError, OmegaConfBaseException) as error:
         return complain(str(error) if isinstance(error, UserError) else one_line(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return complain(f"the disk is full ({error.filename or error}); expected room for what is written; free some, or give another run.dir")
-    return DONE
+        for numbers, got, expected, remedy in MENDABLE:
+            if error.errno in numbers:
+                return complain(f"{got.format(error)}; expected {expected}; {remedy}")
+        raise
 
 
-def run_task(config: Config, composed: DictConfig, command: list[str]) -> None:
-    """Each task imports what it needs when it is asked for."""
+def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
+    """Each task imports what it needs when it is asked for; a configuration that is refused never loads torch."""
+    from crystal.train import Stopped
     from stages import tasks
 
-    dict(
+    task = dict(
         train=lambda: tasks.train(config, composed, command),
-        prepare=lambda: tasks.prepare_data(config),
+        prepare=lambda: tasks.prepare_only(config),
         evaluate=lambda: tasks.evaluate(config),
         generate=lambda: tasks.generate(config),
         plan=lambda: tasks.plan(config),
         report=lambda: tasks.report(config),
         doctor=lambda: tasks.doctor(config),
-    )[config.task]()
+    )[config.task]
+    try:
+        task()
+    except Stopped:
+        print("stopped, and saved; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return DONE
 
 
-def sweep_suffix(overrides: list[str]) -> str:
-    """What a sweep adds to the run's name: every override that is not in it already; stages are one run."""
-    named = ("stage", "model", "data", "run.dir", "task")
-    return "".join(f",{override.replace('/', '_')}" for override in overrides if override.split("=")[0].lstrip("+") not in named)
+def sweep_suffix(overrides: list[str], swept: set[str]) -> str:
+    """What a sweep adds to the run's name: the swept keys that are not in it already; stages are one run."""
+    given = [override.partition("=")[0] for override in overrides]
+    named = {"stage", "task"} if "run.dir" in given else {"stage", "task", "model", "data"}
+    added = [override for key, override in zip(given, overrides, strict=True) if key in swept - named]
+    return "".join("," + re.sub(r"[^\w.=,+-]", "_", override.replace("'", "")) for override in added)
 
 
 def complain(line: str) -> int:

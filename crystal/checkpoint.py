@@ -14,17 +14,21 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from crystal.config import UserError, require
 from crystal.engine import Engine
 
 COMPLETE = "COMPLETE"
+DAMAGED = "the file is damaged: take another checkpoint; a run goes on from the one before when this folder is deleted"
 
 
 def save(root: Path, engine: Engine, state: dict[str, Any], *, tokenizer: Path, keep: int) -> Path:
     """Write `root/step-NNNNNNNN` from the engine and `state` (which gets "step"), then drop all but the newest `keep`."""
     folder = root / f"step-{engine.step_count:08d}"
     temporary = root / f".{folder.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_by_a_kill in root.glob(".step-*.tmp"):
+        shutil.rmtree(left_by_a_kill)
     temporary.mkdir(parents=True)
     try:
         engine.save(temporary)
@@ -35,12 +39,21 @@ def save(root: Path, engine: Engine, state: dict[str, Any], *, tokenizer: Path, 
         _checksum(temporary / COMPLETE, sync=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
-    except OSError:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """`torch.save` that raises OSError when the disk is full; torch itself raises a RuntimeError that does not say so."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def latest(root: Path) -> Path | None:
@@ -56,10 +69,10 @@ def read_state(folder: Path) -> dict[str, Any]:
         sums = json.loads((folder / COMPLETE).read_text())
         for name, expected in sums.items():
             got = _checksum(folder / name, sync=False)
-            require(got == expected, f"{folder / name} has {got}", f"{expected}", "the file is damaged: take another checkpoint")
+            require(got == expected, f"{folder / name} has {got}", f"{expected}", DAMAGED)
         return json.loads((folder / "state.json").read_text())
-    except (json.JSONDecodeError, FileNotFoundError) as error:
-        raise UserError(f"{folder} is not a whole checkpoint ({error}); expected one; take another checkpoint") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
+        raise UserError(f"{folder} is not a whole checkpoint ({error}); expected one; {DAMAGED}") from error
 
 
 def _checksum(path: Path, *, sync: bool) -> dict[str, int]:

@@ -9,37 +9,55 @@ import re
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from crystal.config import UserError
+from crystal.config import UserError, require
 
 GROUPS = ("task", "stage", "model", "data", "backend", "eval", "scale")
 TEXTS = ("prompt", "suffix")
+OPTIONS = ("-m", "--multirun", "--cfg", "--resolve", "--help", "-h")  # of Hydra's, those that are of use here
+SHOWS = ("job", "hydra", "all")  # what --cfg can show
+SEE_HELP = "see python -m crystal --help"
 
 
 def quoted(argv: list[str]) -> list[str]:
-    """The arguments as Hydra must get them: `stage=` digits quoted, `prompt=` and `suffix=` read (@FILE, -) and quoted."""
+    """The arguments as Hydra must get them: digits of a choice quoted, `prompt=` and `suffix=` read (@FILE, -) and quoted.
+
+    Raises UserError for what Hydra would answer with its own page or a traceback: an unknown option, a value without a key.
+    """
+    for before, argument in zip(["", *argv], argv, strict=False):
+        option, _, shown = argument.partition("=")
+        if before == "--cfg":
+            require(argument in SHOWS, f"--cfg {argument}", f"one of {', '.join(SHOWS)}", "give --cfg job")
+        elif argument.startswith("-"):
+            known = option in OPTIONS and (not shown or option == "--cfg" and shown in SHOWS)
+            require(known, argument, f"key=value, group=choice or one of {', '.join(OPTIONS)}", SEE_HELP)
+        else:
+            require(option.strip("+~ ") != "", argument or "an empty argument", "key=value or group=choice", SEE_HELP)
+    require(argv[-1:] != ["--cfg"], "--cfg", f"one of {', '.join(SHOWS)} behind it", "give --cfg job")
     return [_quoted(argument) for argument in argv]
 
 
 def _quoted(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if equals and key == "stage":
-        return "stage=" + re.sub(r"(?<![\w.'\"])\d+(?![\w.'\"])", lambda match: f"'{match[0]}'", value)
+    if equals and key in GROUPS:
+        # Hydra takes only text for a choice, and reads these as something else.
+        return f"{key}=" + re.sub(r"(?i)(?<![\w.'\"])(\d[\d.]*|null|true|false)(?![\w.'\"])", r"'\1'", value)
     if equals and key in TEXTS:
         return f"{key}={_literal(_read(key, value))}"
     return argument
 
 
 def _read(key: str, value: str) -> str:
-    if value == "-":
-        return sys.stdin.read()
-    if not value.startswith("@"):
-        return value
     try:
-        return Path(value[1:]).read_text(encoding="utf-8")
+        if value == "-":
+            return sys.stdin.read()
+        return Path(value[1:]).read_bytes().decode("utf-8") if value.startswith("@") else value
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}={value}: {error}; expected a text file; check the path") from error
 
@@ -56,7 +74,7 @@ def choices(group: str) -> dict[str, str]:
     found = {}
     for file in sorted(files("conf").joinpath(group).iterdir(), key=lambda file: file.name):
         name, dot, ending = file.name.rpartition(".")
-        if ending == "yaml" and name not in ("base", "unset"):
+        if ending == "yaml" and name != "base":
             text = file.read_text(encoding="utf-8")
             comments = re.findall(r"^(?:task: \w+ +)?# (?!@package)(.*)$", text, flags=re.MULTILINE)
             found[name] = comments[0] if comments else ""
@@ -88,18 +106,46 @@ def help_page() -> str:
     return "\n".join(lines)
 
 
+def swept_keys(argv: list[str]) -> set[str]:
+    """The keys that have several values under -m."""
+    overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    return {override.key_or_group for override in OverridesParser.create().parse_overrides(overrides) if override.is_sweep_override()}
+
+
 def one_line(error: HydraException | OmegaConfBaseException) -> str:
     """What Hydra or OmegaConf said, as `what was got; what was expected; what to do`, without search paths."""
-    text = str(error.__cause__ or error) if "raised while composing" in str(error) else str(error)
-    text = "\n".join(line for line in text.splitlines() if "object_type=" not in line and "reference_type=" not in line)
-    key = re.search(r"full_key: (\S+)", text)
-    if missing := re.search(r"Could not find '(\w+)/(.+?)'", text):
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text, key, why = str(error), getattr(cause, "full_key", None) or "", str(cause).split("\n")[0]
+    if missing := re.search(r"Could not find '(\w+)/(.*?)'", text):
         group, choice = missing.groups()
         return f"{group}={choice}; expected one of {', '.join(choices(group)) if group in GROUPS else 'its choices'}; pick one"
     if missing := re.search(r"You must specify '(\w+)'", text):
         return f"no {missing[1]} was chosen; expected one of {', '.join(choices(missing[1]))}; give {missing[1]}=CHOICE"
     if unknown := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in ", text):
-        return f"unknown key {key[1] if key else unknown[1]}; expected a key of the configuration; python -m crystal --cfg job shows them all"
-    if wrong := re.search(r"Value '(.*?)' (?:of type '\w+' )?could not be converted to (\w+)", text):
-        return f"{key[1] if key else 'a value'}={wrong[1]}; expected {wrong[2]}; give such a value"
-    return f"{' '.join(text.split())}; expected key=value or group=choice; see python -m crystal --help"
+        return _unknown_key(unknown[1] if "Could not" in text else key, key, getattr(cause, "parent_node", None))
+    if several := re.search(r"Ambiguous value for argument '(.*)'\n", text) or re.search(r"Sweep parameters '(.*)' requires", text):
+        return f"{several[1]}; expected one value; put -m before it to run each, or quote the value if the comma is part of it"
+    if wrong := re.search(r"Error merging override (.*)", text, flags=re.DOTALL):
+        return f"{wrong[1]}; expected {_expected(why)}; give {key} such a value"
+    if missing := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return f"no value for {missing[1]}; expected one; give {missing[1]}=VALUE"
+    if parsed := re.search(r"Error parsing override '(.*)'\n(.*)", text):
+        return f"{parsed[1]} ({parsed[2]}); expected key=value or group=choice, with quotes around what is neither; {SEE_HELP}"
+    if key:
+        return f"{key}: {why}; expected {_expected(why)}; mend {key}"
+    return f"{re.sub('See https.*', '', text).strip()}; expected key=value or group=choice; {SEE_HELP}"
+
+
+def _unknown_key(given: str, key: str, parent: Any) -> str:
+    known = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
+    remedy = "name the backend first: backend=cpu, cuda" if key.startswith("backend.") else "mend the key"
+    return f"unknown key {given}; expected one of {', '.join(known) or 'the keys of the configuration'}; {remedy}"
+
+
+def _expected(why: str) -> str:
+    """The type that OmegaConf names in its complaint, in plain words."""
+    named = (
+        ("Integer", "a whole number"), ("Float", "a number"), ("bool", "true or false"), ("to string", "text"),
+        ("Optional", "a value"), ("list", "a list [a, b]"), ("deletion", "it to stay"),
+    )  # fmt: skip
+    return next((plain for word, plain in named if word in why), "a value that fits and can be worked out")

@@ -6,7 +6,8 @@ surprise: nothing here imports Hydra or OmegaConf, so that the model and the dat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 
@@ -21,9 +22,24 @@ def require(ok: bool, got: str, expected: str, remedy: str) -> None:
 
 
 def require_positive(owner: str, values: dict[str, float | int]) -> None:
-    """Every value is above zero, or a UserError names the key as `owner.key`."""
-    for key, value in values.items():
-        require(value > 0, f"{owner}.{key}={value}", "a value above 0", f"give {owner}.{key} a positive value")
+    """Every value is a finite number above zero, or a UserError names the key as `owner.key`; owner "" is the top."""
+    for name, value in values.items():
+        key = f"{owner}.{name}" if owner else name
+        require(0 < value < math.inf, f"{key}={value:g}", "a finite number above 0", f"give {key} a positive value")
+
+
+def refuse_strays(config: Any, owner: str = "") -> None:
+    """Raise UserError where `+key=value` has put something on a dataclass of the configuration that is not one of its fields."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            refuse_strays(value, f"{owner}.{name}")
+    if not is_dataclass(config):
+        return
+    known = {entry.name for entry in fields(config)}
+    for name, value in vars(config).items():
+        key = f"{owner}.{name}".lstrip(".")
+        require(name in known, f"unknown key {key}", f"one of {', '.join(sorted(known))}", f"mend +{key}")
+        refuse_strays(value, key)
 
 
 @dataclass
@@ -137,10 +153,6 @@ class FimConfig:
     rate: float = 0.0
     spm_rate: float = 0.5
 
-    def __post_init__(self) -> None:
-        for key, value in (("rate", self.rate), ("spm_rate", self.spm_rate)):
-            require(0 <= value <= 1, f"stages.*.fim.{key}={value}", "a share from 0 to 1", "CrystalCoder has rate 0.9, spm_rate 0.5")
-
 
 @dataclass
 class StageConfig:
@@ -176,6 +188,8 @@ class StageConfig:
             require(entry.weight > 0, f"{where}.weight={entry.weight}", "a weight above 0", "leave the source out instead")
             low, high = entry.slice if len(entry.slice) == 2 else (1.0, 0.0)
             require(0 <= low < high <= 1, f"{where}.slice={entry.slice}", "[low, high] with 0 <= low < high <= 1", f"mend {where}.slice")
+        for name, rate in (("rate", self.fim.rate), ("spm_rate", self.fim.spm_rate)):
+            require(0 <= rate <= 1, f"{key}.fim.{name}={rate}", "a share from 0 to 1", "CrystalCoder has rate 0.9, spm_rate 0.5")
         total = sum(entry.weight for entry in self.mixture.values())
         require(
             abs(total - 1) < 1e-4,
@@ -280,6 +294,7 @@ class RunConfig:
     sinks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        require(self.dir.strip() != "", "run.dir is empty", "a folder", "give run.dir=DIR, or leave it out")
         require_positive("run", {"keep_checkpoints": self.keep_checkpoints})
         unknown = sorted(set(self.sinks) - {"tensorboard", "wandb"})
         require(not unknown, f"run.sinks={self.sinks}", "some of [tensorboard, wandb]", f"drop {', '.join(unknown)}")
@@ -315,12 +330,24 @@ class Config:
             f"give model.vocab_size={self.data.vocab_size}",
         )
         require(
+            self.model.seq_len == self.scale.seq_len,
+            f"model.seq_len={self.model.seq_len}",
+            f"scale.seq_len={self.scale.seq_len}, the length of the rows",
+            "give scale.seq_len, which sets both",
+        )
+        require(
+            self.task != "train" or not self.eval.benchmarks or self.eval.max_new_tokens < self.model.seq_len,
+            f"eval.max_new_tokens={self.eval.max_new_tokens}",
+            f"fewer than scale.seq_len={self.scale.seq_len}, so that there is room for a prompt",
+            "lower it, or give eval=none",
+        )
+        require(
             self.init_from is None or len(self.stages) == 1,
             f"init_from={self.init_from} with {len(self.stages)} stages",
             "one stage to start from a checkpoint",
             "name it with stage=1, 2 or 3",
         )
-        require_positive("config", {"devices": self.devices})
+        require_positive("", {"devices": self.devices})
         require(
             self.scale.batch_rows % self.devices == 0,
             f"devices={self.devices}",
@@ -328,5 +355,5 @@ class Config:
             "mend devices or scale.batch_rows",
         )
         if self.tokens is not None:
-            require_positive("config", {"tokens": self.tokens})
+            require_positive("", {"tokens": self.tokens})
             self.scale = replace(self.scale, tokens=int(self.tokens))

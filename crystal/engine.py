@@ -75,3 +75,6 @@ class Backend(Protocol):
 
         before: the facts this run was started with, or nothing; what is not configured is taken from there, to keep the bits.
         """
+
+    def flops_per_s(self) -> float:
+        """About the FLOP/s that training reaches on this machine, from a short measurement: for estimates only."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crystal import checkpoint
-from crystal.config import ModelConfig
+from crystal.config import ModelConfig, require
 from crystal.data.tokenizer import Tokenizer, load_tokenizer
 from crystal.model.kvcache import KVCache
 from crystal.model.transformer import Transformer
@@ -32,14 +32,15 @@ def generate(
     prompts: non-empty lists of ids; one that leaves no room for max_new_tokens in seq_len loses its beginning. seeds: one a prompt.
     temperature 0 is greedy. done(i, ids) may end prompt i early, after the ids so far.
     """
-    room = max(1, config.seq_len - max_new_tokens)
+    require(max_new_tokens < config.seq_len, f"max_new_tokens={max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
+    room = config.seq_len - max_new_tokens
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths share a batch
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         session = _Session(model, config, [list(prompts[i])[-room:] for i in batch], max_new_tokens=max_new_tokens)
         generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
-        for _ in range(max_new_tokens):
+        for left in reversed(range(max_new_tokens)):
             tokens = _sample(session.logits_BV.float().cpu(), generators, temperature=temperature, top_p=top_p)
             going = []
             for row, (i, token) in enumerate(zip(batch, tokens, strict=True)):
@@ -48,7 +49,7 @@ def generate(
                 results[i].append(token)
                 if not done(i, results[i]):
                     going.append(row)
-            if not going:
+            if not (going and left):
                 break
             session.step(tokens, going)
             batch, generators = [batch[r] for r in going], [generators[r] for r in going]

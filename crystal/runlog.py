@@ -101,7 +101,7 @@ def _scalars(record: dict[str, Any]) -> dict[str, float]:
     flat = {}
     for key, value in record.items():
         for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(number, int | float):
+            if key != "step" and isinstance(number, int | float):
                 flat["/".join(filter(None, (prefix, key, name)))] = float(number)
     return flat
 
@@ -112,6 +112,7 @@ def _tensorboard(run_dir: Path) -> Sink:
     def sink(record: dict[str, Any]) -> None:
         for tag, value in _scalars(record).items():
             writer.add_scalar(tag, value, record["step"])
+        writer.flush()  # its thread is not waited for at the end of the process
 
     return sink
 
@@ -127,7 +128,15 @@ class Progress:
     def __init__(self, *, stage: str, n_steps: int, step: int, tokens_per_step: int) -> None:
         self.stage, self.n_steps, self.first, self.tokens_per_step = stage, n_steps, step, tokens_per_step
         self.t0 = self.printed = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.live, self.line_open = sys.stderr.isatty(), False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End a live line, so that what is said next has its own."""
+        if self.line_open:
+            print(file=sys.stderr, flush=True)
 
     def rate(self, step: int) -> float:
         """Tokens per second since this process took up the stage."""
@@ -137,7 +146,7 @@ class Progress:
         now, last = time.monotonic(), step == self.n_steps
         if not (self.live or last or now - self.printed > 10):
             return
-        self.printed = now
+        self.printed, self.line_open = now, self.live and not last
         eta_s = (self.n_steps - step) * self.tokens_per_step / max(self.rate(step), 1e-9)
         text = f"stage {self.stage}  step {step:,}/{self.n_steps:,}  loss {loss:.3f}  {self.rate(step):,.0f} tokens/s  ETA {clock(eta_s)}"
         print(f"\r{text}\x1b[K" if self.live else text, end="\n" if last or not self.live else "", file=sys.stderr, flush=True)

@@ -48,14 +48,13 @@ def train(
     Raises Stopped after a signal, UserError where the loss is not finite.
     """
     first, tokens_per_step = engine.step_count, loader.batch_rows * loader.prepared.seq_len
-    progress = Progress(stage=stage, n_steps=n_steps, step=first, tokens_per_step=tokens_per_step)
     batches = loader.batches(first * loader.batch_rows, n_steps - first)
     losses: list[Tensor | float] = list(pending)
-    with stop_requests() as stop:
+    with stop_requests() as stop, Progress(stage=stage, n_steps=n_steps, step=first, tokens_per_step=tokens_per_step) as progress:
         for batch in engine.feed(batches, n_steps - first):
             result = engine.step(batch)
             losses.append(result.loss)
-            step, last = engine.step_count, engine.step_count == n_steps
+            step, last, stopping = engine.step_count, engine.step_count == n_steps, bool(stop)
 
             if last or step % cadence.log_every == 0:
                 loss = sum(map(float, losses)) / len(losses)
@@ -65,21 +64,25 @@ def train(
                     "tokens_per_s": progress.rate(step), "elapsed_s": time.monotonic() - progress.t0,
                 })
                 progress.show(step, loss)
-                require_finite(loss, stage=stage, step=step)
+                require_finite(loss + float(result.grad_norm), stage=stage, step=step)
             if last or step % cadence.valid_every == 0:
                 metrics.log("valid", step, {"tokens": step * tokens_per_step} | validate())
-            if last or stop or step % cadence.save_every == 0:
+            if last or stopping or step % cadence.save_every == 0:
+                unlogged = [float(loss) for loss in losses]
+                require_finite(sum(unlogged) + float(result.grad_norm), stage=stage, step=step)
                 metrics.sync()
-                save([float(loss) for loss in losses])
-            if stop and not last:
-                raise Stopped
+                save(unlogged)
+            if stopping:
+                break
+        if stop:
+            raise Stopped
 
 
-def require_finite(loss: float, *, stage: str, step: int) -> None:
-    """Raise UserError where training has diverged; the checkpoints before it are kept."""
-    if not math.isfinite(loss):
+def require_finite(loss_and_norm: float, *, stage: str, step: int) -> None:
+    """Raise UserError where the sum of loss and gradient norm tells that training has diverged; the checkpoints before it are kept."""
+    if not math.isfinite(loss_and_norm):
         raise UserError(
-            f"stage {stage} diverged: the loss at step {step} is {loss}; expected a finite number; "
+            f"stage {stage} diverged: loss and gradient norm at step {step} are {loss_and_norm} in sum; expected finite numbers; "
             "lower scale.lr_factor and start in another run.dir"
         )
 
@@ -88,7 +91,7 @@ def require_finite(loss: float, *, stage: str, step: int) -> None:
 def stop_requests() -> Iterator[list[int]]:
     """A list that is empty until SIGINT or SIGTERM comes; a second signal acts as if nobody had listened."""
     received: list[int] = []
-    before = {}
+    before: dict[int, Any] = {}
 
     def receive(number: int, frame: object) -> None:
         received.append(number)

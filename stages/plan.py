@@ -1,8 +1,13 @@
-"""`task=plan`: what a model, a stage and a number of devices would cost, without training. Prints; imports no torch."""
+"""`task=plan` and `dry_run=true`: what a model, a stage, a run would cost, printed without doing it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from crystal.checkpoint import latest
 from crystal.config import Config
+from crystal.data.shards import Prepared
+from crystal.engine import Backend
 from crystal.model import cost
 from crystal.runlog import clock
 from stages.recipes import recipe
@@ -31,3 +36,44 @@ def show_plan(config: Config) -> None:
         total_tokens, total_s = total_tokens + made.tokens, total_s + seconds
         print(f"  stage {stage.name}: {made.tokens:>19,} tokens {made.n_steps:>9,} steps {seconds / 86400:>12,.4f} days ({clock(seconds)})")
     print(f"  total  : {int(total_tokens):>19,} tokens {'':>15} {total_s / 86400:>12,.4f} days ({clock(total_s)})")
+
+
+def show_run(config: Config, backend: Backend) -> None:
+    """`task=train dry_run=true`: print what would be trained, scored and written, and write nothing."""
+    show_data(config)
+    n_parameters = sum(cost.parameters(config.model).values())
+    flops, rate = cost.train_flops_per_token(config.model), backend.flops_per_s()
+    print(f"model {config.model.name}: {n_parameters:,} parameters; run {config.run.dir}")
+    total_s = 0.0
+    for stage in config.stages.values():
+        made, folder = recipe(stage, config.scale), Path(config.run.dir) / f"stage{stage.name}"
+        last = latest(folder / "checkpoints")
+        done = int(last.name.removeprefix("step-")) if last else 0
+        seconds = (made.n_steps - done) * config.scale.batch_rows * config.scale.seq_len * flops / rate
+        total_s += seconds
+        begin = f"goes on from step {done:,}" if done else f"starts from {config.init_from or stage.starts_from or 'fresh weights'}"
+        state = "complete, would be skipped" if (folder / "summary.json").exists() else begin
+        print(f"stage {stage.name}: {made.tokens:,} tokens, {made.n_steps:,} steps, about {clock(seconds)}; {state}")
+    benchmarks = ", ".join(config.eval.benchmarks) or "no benchmarks"
+    checkpoint_bytes = 12 * n_parameters  # float32 weights and AdamW's two moments
+    disk = checkpoint_bytes * (config.run.keep_checkpoints + 1) * len(config.stages)
+    print(f"after each stage: validation loss, {benchmarks}")
+    print(f"training about {clock(total_s)} at {rate / 1e9:,.0f} GFLOP/s; checkpoints up to {disk / 2**30:.2f} GiB ({checkpoint_bytes / 2**30:.3f} GiB each)")
+
+
+def show_data(config: Config) -> None:
+    """`task=prepare dry_run=true`: print where documents come from, what is prepared already, and the disk it takes."""
+    data = config.data
+    if (Path(data.out) / "manifest.json").exists():
+        parts = Prepared.open(data.out, verify=False).train.values()
+        print(f"data {data.name}: prepared in {data.out}, {sum(part['tokens'] for part in parts):,} train tokens")
+        return
+    width = 2 if data.vocab_size <= 1 << 16 else 4
+    if data.harvest is not None and not Path(data.harvest["out"]).exists():
+        print(f"data {data.name}: would be harvested from this Python installation into {data.harvest['out']}, under 40 MB")
+        print(f"  and prepared into {data.out}, under 40 MB, in about half a minute")
+        return
+    paths = [Path(node["path"]) for node in data.readers.values() if "path" in node]
+    size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+    print(f"data {data.name}: {size / 2**20:,.0f} MiB in {', '.join(map(str, paths))}")
+    print(f"  would be prepared into {data.out}: about {size * width / 2**20:,.0f} MiB, in about {clock(size / 1e6)}")

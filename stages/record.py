@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crystal.config import Config, require
+from crystal import checkpoint
+from crystal.config import Config, ModelConfig, StageConfig, UserError, require
 from crystal.model.cost import parameters
 from crystal.runlog import read_json, write_json
 
@@ -47,11 +48,60 @@ def _git_commit() -> str | None:
     return git.stdout.strip() or None
 
 
-def refuse_other_numbers(path: Path, numbers: dict[str, Any]) -> None:
-    """Keep the settings that decide the numbers at the first start; later raise UserError for different ones, naming the keys."""
+def run_numbers(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's numbers, but for those of its stages."""
+    scale = {key: getattr(config.scale, key) for key in ("tokens", "batch_rows", "seq_len", "lr_factor")}
+    return {"model": asdict(config.model), "scale": scale, "optim": asdict(config.optim), "data": config.data.name, "seed": config.run.seed}
+
+
+def stage_numbers(config: Config, stage: StageConfig) -> dict[str, Any]:
+    """The settings that decide a stage's numbers."""
+    return asdict(stage) | {"init_from": config.init_from}
+
+
+def refuse_bad_start(config: Config) -> None:
+    """Raise UserError, before any data is read, where the run was started otherwise or a stage has nothing to start from."""
+    run_dir = Path(config.run.dir)
+    refuse_other_numbers(run_dir / "numbers.json", run_numbers(config), keep=False)
+    for name, stage in config.stages.items():
+        refuse_other_numbers(run_dir / f"stage{name}" / "numbers.json", stage_numbers(config, stage), keep=False)
+        made_first = config.init_from is None and stage.starts_from in config.stages
+        if not made_first and not (run_dir / f"stage{name}" / "summary.json").exists():
+            source = source_of(config, stage)
+            if source is not None:
+                refuse_other_model(source, config.model)
+
+
+def source_of(config: Config, stage: StageConfig) -> Path | None:
+    """The checkpoint a stage begins from: init_from, or the last one of the stage before it; None for fresh weights."""
+    if config.init_from is not None:
+        return Path(config.init_from)
+    if stage.starts_from is None:
+        return None
+    folder = Path(config.run.dir) / f"stage{stage.starts_from}"
+    last = checkpoint.latest(folder / "checkpoints")
+    if last is None or not (folder / "summary.json").exists():
+        raise UserError(
+            f"stage {stage.name} starts from stage {stage.starts_from}, which is not complete in {config.run.dir}; expected a checkpoint in "
+            f"{folder}/checkpoints; run stage={stage.starts_from} first (or stage=all), or give init_from=CHECKPOINT"
+        )
+    return last
+
+
+def refuse_other_model(source: Path, model: ModelConfig) -> None:
+    """Raise UserError where the checkpoint `source` is not one, or is of another model. Reads state.json only."""
+    if not (source / checkpoint.COMPLETE).is_file():
+        checkpoint.read_state(source)  # says what is missing
+    theirs, ours = read_json(source / "state.json", {}).get("model", {}), asdict(model)
+    wrong = [f"model.{key}={theirs.get(key)} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs.get(key)]
+    require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
+
+
+def refuse_other_numbers(path: Path, numbers: dict[str, Any], *, keep: bool = True) -> None:
+    """Raise UserError, naming the keys, for other settings than `path` holds; where it holds none, `keep` writes these."""
     before, now = read_json(path, None), json.loads(json.dumps(numbers))
     if before is None:
-        return write_json(path, now)
+        return write_json(path, now) if keep else None
     different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(before, now)]
     got = f"{path.parent} was started with other settings: {', '.join(different[:4])}"
     return require(not different, got, "the same settings", "give another run.dir, or delete that folder")

@@ -5,20 +5,27 @@ The surprise: this is the only place below `__main__` that holds the whole confi
 
 from __future__ import annotations
 
+import pkgutil
 import sys
-from typing import Any
+from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.code.problems import BenchmarkAbsent
 from crystal import checkpoint
 from crystal.config import Config, UserError, require
+from crystal.data.loader import resolve_entries
 from crystal.data.prepare import prepare
 from crystal.data.shards import Prepared
 from crystal.engine import Backend
 from crystal.runlog import write_text
+from stages.recipes import recipe
+from stages.record import refuse_bad_start
 
 
 def train(config: Config, composed: DictConfig, command: list[str]) -> None:
@@ -26,11 +33,15 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     from stages.curriculum import Run, run_curriculum
 
     backend = chosen_backend(config)
+    refuse_bad_start(config)
+    refuse_bad_benchmarks(config)
     if config.dry_run:
         from stages.plan import show_run
 
-        return show_run(config)
-    prepared = prepare_data(config)
+        return show_run(config, backend)
+    prepared = prepared_data(config)
+    for stage in config.stages.values():  # a source without rows stops all stages, not only its own
+        resolve_entries(recipe(stage, config.scale).entries, prepared, empty_source=config.data.empty_source)
     write_text(Path(config.run.dir) / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
     run_curriculum(Run(config, backend, prepared, command))
     report(config)
@@ -46,27 +57,45 @@ def chosen_backend(config: Config) -> Backend:
     return _made(node, "backend")
 
 
+def refuse_bad_benchmarks(config: Config) -> None:
+    """Raise UserError now for what would stop the scoring later: a wrong option, and but for dry_run a missing file or package."""
+    for name, node in config.eval.benchmarks.items():
+        benchmark = _made(node, f"eval.benchmarks.{name}")
+        if not config.dry_run:
+            with suppress(BenchmarkAbsent):  # nobody's fault: said when it is its turn
+                benchmark.problems()
+
+
 def _made(node: dict, key: str) -> Any:
-    """Instantiate a `_target_` node; what its class refuses becomes a UserError that names `key`."""
+    """Instantiate a `_target_` node; a target that is not there and options that it has not become a UserError that names `key`."""
+    name = str(node.get("_target_"))
+    try:
+        target = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}._target_={name} ({error}); expected package.module.Class; mend it, or install the package") from error
+    if is_dataclass(target):  # its fields say which options there are, and of what type
+        OmegaConf.merge({key: OmegaConf.structured(target)}, {key: {name: value for name, value in node.items() if name != "_target_"}})
     try:
         return instantiate(node)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, TypeError):
-            raise UserError(f"{key} has a wrong option ({cause}); expected those of {node['_target_']}; mend {key}") from error
-        raise
+        if isinstance(error.__cause__, TypeError):
+            raise UserError(f"{key} has a wrong option ({error.__cause__}); expected those of {name}; mend {key}") from error
+        raise (error.__cause__ or error) from None
 
 
-def prepare_data(config: Config) -> Prepared:
-    """The prepared data of `config`: made where it is not there yet, opened and checked where it is."""
-    data = config.data
+def prepare_only(config: Config) -> None:
+    """Prepare the data, or with dry_run say what would be prepared."""
     if config.dry_run:
         from stages.plan import show_data
 
-        show_data(config)
-        sys.exit()
+        return show_data(config)
+    folder = prepared_data(config).folder
+    return print(f"prepared: {folder}")
+
+
+def prepared_data(config: Config) -> Prepared:
+    """The prepared data of `config`: made where it is not there yet, opened and checked where it is."""
+    data = config.data
     if data.harvest is not None and not Path(data.harvest["out"]).exists():
         print(f"harvesting text and code from this Python installation into {data.harvest['out']}", file=sys.stderr)
         _made(data.harvest, "data.harvest")
@@ -95,8 +124,13 @@ def evaluate(config: Config) -> None:
 
     folder = chosen_checkpoint(config)
     checkpoint.read_state(folder)
-    print(f"scoring {folder}")
-    score_checkpoint(folder, config.eval, out=folder.parent.parent / "scores")
+    refuse_bad_benchmarks(config)
+    out = folder.parent.parent / "scores"
+    names = ", ".join(config.eval.benchmarks) or "nothing (eval=none)"
+    print(f"{'would score' if config.dry_run else 'scoring'} {folder} on {names} into {out}")
+    if config.dry_run:
+        return
+    score_checkpoint(folder, config.eval, out=out)
 
 
 def generate(config: Config) -> None:
@@ -105,8 +139,10 @@ def generate(config: Config) -> None:
     from crystal.generate import Completer
 
     assert config.prompt is not None
-    completer = Completer.load(chosen_checkpoint(config))
-    draw = config.eval
+    folder, draw = chosen_checkpoint(config), config.eval
+    if config.dry_run:
+        return print(f"would draw up to {draw.max_new_tokens} tokens from {folder} at temperature {draw.temperature}")
+    completer = Completer.load(folder)
     if config.suffix is not None:
         middle = completer.infill(
             config.prompt, config.suffix, seed=draw.seed, max_new_tokens=draw.max_new_tokens, temperature=draw.temperature, top_p=draw.top_p
@@ -118,6 +154,7 @@ def generate(config: Config) -> None:
             top_p=draw.top_p, batch_size=1,
         )[0]
         print(config.prompt + text)
+    return None
 
 
 def plan(config: Config) -> None:
@@ -131,7 +168,9 @@ def report(config: Config) -> None:
     from crystal.report.write import write_report
     from stages.published import SCORES
 
-    print(f"report: {write_report(Path(config.run.dir), published=SCORES)}")
+    if config.dry_run:
+        return print(f"would write {config.run.dir}/report/index.html and report.md")
+    return print(f"report: {write_report(Path(config.run.dir), published=SCORES)}")
 
 
 def doctor(config: Config) -> None:

@@ -48,3 +48,15 @@ class CudaBackend:
         return ShardedEngine(
             spec, device=torch.device("cuda", 0), dtype=getattr(torch, self.dtype), compiled=self.compile, micro_rows=self.micro_rows
         )
+
+    def flops_per_s(self) -> float:
+        import torch
+
+        x = torch.randn(8192, 8192, device="cuda", dtype=getattr(torch, self.dtype))
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        _ = x @ x
+        begin.record()
+        _ = x @ x
+        end.record()
+        end.synchronize()
+        return 0.5 * 2 * 8192**3 / (begin.elapsed_time(end) / 1000)

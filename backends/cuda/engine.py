@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from backends.cuda.parallel import parallelize
+from crystal.checkpoint import write_tensors
 from crystal.config import require
 from crystal.data.loader import Batch
 from crystal.engine import Metrics, TrainSpec
@@ -85,9 +86,9 @@ class ShardedEngine:
         return loss, labels
 
     def save(self, folder: Path) -> None:
-        torch.save(dict(self.state_dict()), folder / "weights.pt")
+        write_tensors(folder / "weights.pt", self.state_dict())
         state = {name: {key: _whole(value).cpu() for key, value in state.items()} for name, state in named_state(self.optimizer).items()}
-        torch.save({"step_count": self.step_count, "adamw": state}, folder / "optimizer.pt")
+        write_tensors(folder / "optimizer.pt", {"step_count": self.step_count, "adamw": state})
 
     @torch.no_grad()
     def load(self, folder: Path, *, optimizer: bool) -> None:
@@ -106,7 +107,7 @@ class ShardedEngine:
             }
 
     def state_dict(self) -> Mapping[str, Tensor]:
-        return {name: _whole(parameter.detach()).cpu() for name, parameter in self.model.named_parameters()}
+        return {name: _whole(parameter.detach()).to("cpu", copy=True) for name, parameter in self.model.named_parameters()}
 
     def facts(self) -> dict[str, Any]:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def to_batch(rows: np.ndarray, pad_id: int) -> Batch:
 
 
 def resolve_entries(
-    entries: Sequence[Entry], prepared: Prepared, *, empty_source: Literal["error", "redistribute"] = "error"
+    entries: Sequence[Entry], prepared: Prepared, *, empty_source: str = "error"
 ) -> tuple[list[Entry], list[str]]:
     """Entries that have rows, and the names of those without, whose weight went to the others in proportion.
 

