@@ -23,17 +23,13 @@ from crystal.cli import help_page, one_line, quoted, swept_keys
 from crystal.config import Config, UserError, refuse_strays
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
-# What the user can mend among the errors of the operating system: what is wrong; what was expected; what to do.
-MENDABLE = (
-    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "the disk is full ({})", "room for what is written", "free some, or give another run.dir"),
-    ((errno.EACCES, errno.EPERM, errno.EROFS), "no permission ({})", "files that this user may use", "change that, or give another path"),
-    (
-        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
-        "the path cannot be used ({})",
-        "a folder's own place and name",
-        "give another path",
-    ),
-)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+# What the user can mend among the errors of the operating system.
+MENDABLE = dict.fromkeys(FULL, "the disk is full ({}); expected room for what is written; free some, or give another run.dir")
+MENDABLE |= dict.fromkeys(FORBIDDEN, "no permission ({}); expected files that this user may use; change that, or give another path")
+MENDABLE |= dict.fromkeys(IN_THE_WAY, "the path cannot be used ({}); expected a place for a folder; give another path")
 ConfigStore.instance().store("schema", Config)
 
 
@@ -62,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return complain(one_line(error))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        return complain(f"{error}; expected the names of choices; write them with commas between, as in stage=1,2")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
@@ -82,10 +82,9 @@ def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
     except (UserError, OmegaConfBaseException) as error:
         return complain(str(error) if isinstance(error, UserError) else one_line(error))
     except OSError as error:
-        for numbers, got, expected, remedy in MENDABLE:
-            if error.errno in numbers:
-                return complain(f"{got.format(error)}; expected {expected}; {remedy}")
-        raise
+        if error.errno not in MENDABLE:
+            raise
+        return complain(MENDABLE[error.errno].format(error))
 
 
 def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:

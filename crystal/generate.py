@@ -32,8 +32,8 @@ def generate(
     prompts: non-empty lists of ids; one that leaves no room for max_new_tokens in seq_len loses its beginning. seeds: one a prompt.
     temperature 0 is greedy. done(i, ids) may end prompt i early, after the ids so far.
     """
-    require(max_new_tokens < config.seq_len, f"max_new_tokens={max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
     room = config.seq_len - max_new_tokens
+    require(room > 0, f"max_new_tokens={max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths share a batch
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crystal import checkpoint
-from crystal.config import Config, UserError, require
+from crystal.config import Config, UserError
 from crystal.data.loader import Batch, Loader, resolve_entries, to_batch
 from crystal.data.shards import Prepared
 from crystal.engine import Backend, Engine, TrainSpec
@@ -22,7 +22,16 @@ from crystal.mup.plan import derive
 from crystal.runlog import Metrics, open_sinks, read_json, write_json
 from crystal.train import Cadence, train
 from stages.recipes import Recipe, recipe
-from stages.record import note_other_bits, refuse_other_data, refuse_other_numbers, write_run_record
+from stages.record import (
+    keep_numbers,
+    note_other_bits,
+    refuse_other_data,
+    refuse_other_model,
+    run_numbers,
+    source_of,
+    stage_numbers,
+    write_run_record,
+)
 from stages.scoring import score_checkpoint, write_baselines
 
 VALID_BATCH_ROWS = 8
@@ -44,15 +53,12 @@ class Run:
 
 def run_curriculum(run: Run) -> None:
     """Train and score every configured stage that is not complete. Raises Stopped (after saving) and UserError."""
-    config = run.config
-    scale = {key: getattr(config.scale, key) for key in ("tokens", "batch_rows", "seq_len", "lr_factor")}
-    numbers = {"model": asdict(config.model), "scale": scale, "optim": asdict(config.optim), "data": config.data.name, "seed": config.run.seed}
-    refuse_other_numbers(run.folder / "numbers.json", numbers)
+    keep_numbers(run.folder / "numbers.json", run_numbers(run.config))
     manifest = run.prepared.manifest
     short = {side: {name: entry | {"shards": len(entry["shards"])} for name, entry in manifest[side].items()} for side in ("train", "valid")}
     write_json(run.folder / "data.json", manifest | short)
-    for stage in config.stages.values():
-        StageRun(run, recipe(stage, config.scale)).complete()
+    for stage in run.config.stages.values():
+        StageRun(run, recipe(stage, run.config.scale)).complete()
 
 
 @dataclass
@@ -72,7 +78,6 @@ class StageRun:
         """Train to the end unless that is done, then score what is not scored."""
         summary = self.folder / "summary.json"
         if summary.exists():
-            refuse_other_numbers(self.folder / "numbers.json", self._numbers())
             print(f"stage {self.name}: complete, skipped")
         else:
             self._train()
@@ -83,18 +88,15 @@ class StageRun:
             write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
         score_checkpoint(last, self.run.config.eval, out=self.folder / "scores")
 
-    def _numbers(self) -> dict[str, Any]:
-        return asdict(self.recipe.stage) | {"init_from": self.run.config.init_from}
-
     def _train(self) -> None:
         config, prepared, made = self.run.config, self.run.prepared, self.recipe
-        source = self._source()  # before anything is written or built
+        source = source_of(config, made.stage)
         entries, redistributed = resolve_entries(made.entries, prepared, empty_source=config.data.empty_source)
         loader = Loader(
             prepared, entries, seed=config.run.seed, batch_rows=config.scale.batch_rows,
             fim_rate=made.stage.fim.rate, spm_rate=made.stage.fim.spm_rate,
         )  # fmt: skip
-        refuse_other_numbers(self.folder / "numbers.json", self._numbers())
+        keep_numbers(self.folder / "numbers.json", stage_numbers(config, made.stage))
         spec = TrainSpec(config.model, derive(config.model), config.optim, made.schedule, config.scale.batch_rows, config.run.seed)
         engine = self.run.backend.build(spec, before=read_json(self.run.folder / "run.json", {}))
         pending = self._take_up(engine, loader, source)
@@ -122,22 +124,6 @@ class StageRun:
             metrics.close()
         self._summarise(loader, redistributed, source)
 
-    def _source(self) -> Path | None:
-        """The checkpoint this stage begins from: init_from, or the last one of the stage before it; None for fresh weights."""
-        before, given = self.recipe.stage.starts_from, self.run.config.init_from
-        if given is not None:
-            return Path(given)
-        if before is None:
-            return None
-        folder = self.run.folder / f"stage{before}"
-        last = checkpoint.latest(folder / "checkpoints")
-        if last is None or not (folder / "summary.json").exists():
-            raise UserError(
-                f"stage {self.name} starts from stage {before}, which is not complete in {self.run.folder}; expected a checkpoint in "
-                f"{folder}/checkpoints; run stage={before} first (or stage=all), or give init_from=CHECKPOINT"
-            )
-        return last
-
     def _take_up(self, engine: Engine, loader: Loader, source: Path | None) -> list[float]:
         """Load this stage's newest checkpoint, else the one it starts from; returns the losses not yet logged."""
         last = checkpoint.latest(self.checkpoints)
@@ -148,9 +134,7 @@ class StageRun:
             note_other_bits(state["facts"], engine.facts())
             return state["pending"]
         if source is not None:
-            theirs, ours = checkpoint.read_state(source)["model"], asdict(self.run.config.model)
-            wrong = [f"model.{key}={theirs.get(key)} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs.get(key)]
-            require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
+            refuse_other_model(source, self.run.config.model)
             engine.load(source, optimizer=self.recipe.stage.optimizer == "carry")
             engine.step_count = 0
         return []

@@ -62,11 +62,12 @@ def stage_numbers(config: Config, stage: StageConfig) -> dict[str, Any]:
 def refuse_bad_start(config: Config) -> None:
     """Raise UserError, before any data is read, where the run was started otherwise or a stage has nothing to start from."""
     run_dir = Path(config.run.dir)
-    refuse_other_numbers(run_dir / "numbers.json", run_numbers(config), keep=False)
+    refuse_other_numbers(run_dir / "numbers.json", run_numbers(config))
+    complete = {path.parent.name.removeprefix("stage") for path in run_dir.glob("stage*/summary.json")}
     for name, stage in config.stages.items():
-        refuse_other_numbers(run_dir / f"stage{name}" / "numbers.json", stage_numbers(config, stage), keep=False)
-        made_first = config.init_from is None and stage.starts_from in config.stages
-        if not made_first and not (run_dir / f"stage{name}" / "summary.json").exists():
+        refuse_other_numbers(run_dir / f"stage{name}" / "numbers.json", stage_numbers(config, stage))
+        made_first = config.init_from is None and stage.starts_from in config.stages.keys() - complete
+        if name not in complete and not made_first:
             source = source_of(config, stage)
             if source is not None:
                 refuse_other_model(source, config.model)
@@ -81,30 +82,33 @@ def source_of(config: Config, stage: StageConfig) -> Path | None:
     folder = Path(config.run.dir) / f"stage{stage.starts_from}"
     last = checkpoint.latest(folder / "checkpoints")
     if last is None or not (folder / "summary.json").exists():
+        before = stage.starts_from
         raise UserError(
-            f"stage {stage.name} starts from stage {stage.starts_from}, which is not complete in {config.run.dir}; expected a checkpoint in "
-            f"{folder}/checkpoints; run stage={stage.starts_from} first (or stage=all), or give init_from=CHECKPOINT"
+            f"stage {stage.name} starts from stage {before}, which is not complete in {config.run.dir}; expected a checkpoint in "
+            f"{folder}/checkpoints; run stage={before} first (or stage=all), or give init_from=CHECKPOINT"
         )
     return last
 
 
 def refuse_other_model(source: Path, model: ModelConfig) -> None:
-    """Raise UserError where the checkpoint `source` is not one, or is of another model. Reads state.json only."""
-    if not (source / checkpoint.COMPLETE).is_file():
-        checkpoint.read_state(source)  # says what is missing
-    theirs, ours = read_json(source / "state.json", {}).get("model", {}), asdict(model)
+    """Raise UserError where the checkpoint `source` is not whole, or is of another model."""
+    theirs, ours = checkpoint.read_state(source)["model"], asdict(model)
     wrong = [f"model.{key}={theirs.get(key)} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs.get(key)]
     require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
 
 
-def refuse_other_numbers(path: Path, numbers: dict[str, Any], *, keep: bool = True) -> None:
-    """Raise UserError, naming the keys, for other settings than `path` holds; where it holds none, `keep` writes these."""
-    before, now = read_json(path, None), json.loads(json.dumps(numbers))
-    if before is None:
-        return write_json(path, now) if keep else None
-    different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(before, now)]
+def refuse_other_numbers(path: Path, numbers: dict[str, Any]) -> None:
+    """Raise UserError, naming the keys, where `path` holds other settings; nothing is wrong where it is not there."""
+    now = json.loads(json.dumps(numbers))
+    different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(read_json(path, now), now)]
     got = f"{path.parent} was started with other settings: {', '.join(different[:4])}"
-    return require(not different, got, "the same settings", "give another run.dir, or delete that folder")
+    require(not different, got, "the same settings", "give another run.dir, or delete that folder")
+
+
+def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
+    """Write the settings at the first start, and refuse other ones later."""
+    refuse_other_numbers(path, numbers)
+    write_json(path, numbers)
 
 
 def refuse_other_data(before: dict[str, Any], now: dict[str, Any], *, where: str) -> None:

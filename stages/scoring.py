@@ -40,16 +40,16 @@ def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str
         before = json.loads(path.read_text()) if path.exists() else {}
         if before.get("status") == "scored" and before["protocol"].get("key") == key:
             results[name] = before
-            continue
-        try:
-            benchmark = instantiate(node)
-            completer = completer or Completer.load(folder)
-            results[name] = score(
-                benchmark, _complete(completer, config), n_samples=config.n_samples, timeout_s=config.timeout_s, workers=None,
-                protocol=protocol | {"key": key}, out=path,
-            )
-        except BenchmarkAbsent as reason:
-            results[name] = absent(name, str(reason), path)
+        else:
+            try:
+                benchmark = instantiate(node)
+                completer = completer or Completer.load(folder)
+                results[name] = score(
+                    benchmark, _complete(completer, config), n_samples=config.n_samples, timeout_s=config.timeout_s, workers=None,
+                    protocol=protocol | {"key": key}, out=path,
+                )
+            except BenchmarkAbsent as reason:
+                results[name] = absent(name, str(reason), path)
         _tell(results[name])
     return results
 

@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.code.problems import BenchmarkAbsent
 from crystal import checkpoint
-from crystal.config import Config, UserError, require
+from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.loader import resolve_entries
 from crystal.data.prepare import prepare
+from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
 from crystal.engine import Backend
 from crystal.runlog import write_text
@@ -38,6 +39,7 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     if config.dry_run:
         from stages.plan import show_run
 
+        refuse_missing_corpus(config)
         return show_run(config, backend)
     prepared = prepared_data(config)
     for stage in config.stages.values():  # a source without rows stops all stages, not only its own
@@ -88,9 +90,23 @@ def prepare_only(config: Config) -> None:
     if config.dry_run:
         from stages.plan import show_data
 
+        refuse_missing_corpus(config)
         return show_data(config)
     folder = prepared_data(config).folder
     return print(f"prepared: {folder}")
+
+
+def readers_of(data: DataConfig) -> list[Reader]:
+    """The configured document readers."""
+    return [_made(node, f"data.readers.{name}") for name, node in data.readers.items()]
+
+
+def refuse_missing_corpus(config: Config) -> None:
+    """Raise UserError where the documents would be read from are no files; without reading them."""
+    to_be_made = config.data.harvest is not None and not Path(config.data.harvest["out"]).exists()
+    if not to_be_made and not Path(config.data.out).exists():
+        for reader in readers_of(config.data):
+            reader.files()
 
 
 def prepared_data(config: Config) -> Prepared:
@@ -100,7 +116,7 @@ def prepared_data(config: Config) -> Prepared:
         print(f"harvesting text and code from this Python installation into {data.harvest['out']}", file=sys.stderr)
         _made(data.harvest, "data.harvest")
     prepare(
-        [_made(node, f"data.readers.{name}") for name, node in data.readers.items()], Path(data.out), seq_len=config.scale.seq_len,
+        readers_of(data), Path(data.out), seq_len=config.scale.seq_len,
         tokenizer=None if data.tokenizer is None else Path(data.tokenizer), vocab_size=data.vocab_size, holdout=data.holdout,
         valid_rows=data.valid_rows, label=data.label, progress=lambda line: print(line, file=sys.stderr),
     )
@@ -119,13 +135,14 @@ def chosen_checkpoint(config: Config) -> Path:
 
 
 def evaluate(config: Config) -> None:
-    """Validation loss and benchmark scores of a checkpoint; a run's own go into its stage's scores."""
+    """Benchmark scores of a checkpoint."""
     from stages.scoring import score_checkpoint
 
     folder = chosen_checkpoint(config)
     checkpoint.read_state(folder)
     refuse_bad_benchmarks(config)
-    out = folder.parent.parent / "scores"
+    stage = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    out = stage / "evaluations" / folder.name  # beside the run's own scores, which a look at another checkpoint must not change
     names = ", ".join(config.eval.benchmarks) or "nothing (eval=none)"
     print(f"{'would score' if config.dry_run else 'scoring'} {folder} on {names} into {out}")
     if config.dry_run:

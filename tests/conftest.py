@@ -19,6 +19,21 @@ WORDS = [one + two for one in ("ka", "to", "mi", "ren", "ul", "sho") for two in 
 VOCAB_SIZE = 352  # 256 bytes, 3 base and 18 added tokens, and what is learned
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-gpu", action="store_true", help="run tests/gpu too, which needs an NVIDIA GPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--run-gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                f"--run-gpu, but torch {torch.__version__} finds no GPU; expected an NVIDIA GPU, its driver and a CUDA build of torch; "
+                "leave --run-gpu out, or see `python -m crystal task=doctor`"
+            )
+
+
 class Finished(NamedTuple):
     """What a command left: its exit status and what it printed."""
 
@@ -85,7 +100,8 @@ def tiny_overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> li
         "data=crystalcoder", f"data.root={corpus}", f"data.out={tmp_path_factory.mktemp('prepared') / 'rows'}", "data.holdout=0.1",
         f"data.vocab_size={VOCAB_SIZE}", f"model.vocab_size={VOCAB_SIZE}", "data.valid_rows=2", "eval=none",
         "eval.max_new_tokens=16", "model.d_model=32", "model.n_layers=1", "model.n_heads=2", "model.d_ffn=64",
-        "scale.seq_len=64", "scale.batch_rows=2", "scale.save_every=4", "tokens=3072", "backend=cpu", "backend.threads=1", "backend.dtype=float32",
+        "scale.seq_len=64", "scale.batch_rows=2", "scale.save_every=4", "tokens=3072",
+        "backend=cpu", "backend.threads=1", "backend.dtype=float32",
     ]  # fmt: skip
 
 

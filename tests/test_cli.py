@@ -66,7 +66,7 @@ class Texts:
     suffix: str | None = None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(prompt=st.text(SPECIAL) | st.text(), suffix=st.text(SPECIAL))
 @example(prompt="", suffix="'")
 @example(prompt="\\${a}\\\\'", suffix="\\\\\\")
@@ -144,6 +144,17 @@ def test_a_failed_point_of_a_sweep_is_reported_and_the_rest_run(runs: list[Confi
 def test_a_choice_that_is_not_there_stops_a_sweep_before_its_first_point(runs: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["-m", "stage=1,2,9"]) == 2
     assert (runs, capsys.readouterr().err) == ([], "error: stage=9; expected one of 1, 2, 3, all; pick one\n")
+
+
+def test_after_ctrl_c_a_sweep_does_not_go_on(runs: list[Config], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(command_line, "run_task", lambda config, composed, command: runs.append(config) or command_line.INTERRUPTED)
+    assert (command_line.main(["-m", "run.seed=1,2,3"]), len(runs)) == (130, 1)
+
+    def interrupted(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "run_task", interrupted)
+    assert (command_line.main(["task=prepare"]), capsys.readouterr().err) == (130, "stopped\n")
 
 
 def test_help_names_everything_on_one_page(crystal) -> None:

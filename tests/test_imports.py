@@ -150,8 +150,8 @@ def run_python(program: str) -> None:
 
 
 def test_configuration_data_report_and_command_line_load_no_torch() -> None:
-    modules = ["crystal.__main__", "crystal.cli", "crystal.config", "crystal.doctor", "crystal.runlog", "stages.published", "stages.recipes"]
-    modules += [module for module in FILES if module.startswith(("crystal.data", "crystal.report"))]
+    parts = ("crystal.__main__", "crystal.cli", "crystal.config", "crystal.data", "crystal.doctor", "crystal.report", "crystal.runlog")
+    modules = [module for module in FILES if within(module, (*parts, "stages.published", "stages.recipes"))]
     run_python(f"import {', '.join(modules)}, sys\nassert not [name for name in sys.modules if name.partition('.')[0] == 'torch']")
 
 

@@ -81,7 +81,7 @@ def _existing(out: Path, spec: dict[str, Any]) -> Prepared | None:
     differences = list(_differences(prepared.manifest["spec"], spec, "spec"))
     if differences:
         raise UserError(
-            f"{out} holds data prepared otherwise: {'; '.join(differences[:3])}; "
+            f"{out} holds data prepared otherwise ({', '.join(differences[:3])}); expected the same settings and files; "
             "set another data.out, or delete the folder"
         )
     return prepared

@@ -84,9 +84,10 @@ def tiles(run: Run) -> list[Tile]:
     """The four headline numbers."""
     facts = run.facts
     size = Tile("parameters", si(run.n_parameters) if run.n_parameters else None, exact(run.n_parameters))
-    rows = [f"{facts[key]:,} {word}" for key, word in (("batch_rows", "rows a batch"), ("seq_len", "tokens a row"))
-            if isinstance(facts.get(key), int)]  # fmt: skip
-    tokens = Tile("tokens trained", si(run.tokens) if run.tokens else None, " of ".join(rows) or "batch not recorded")
+    rows, length = facts.get("batch_rows"), facts.get("seq_len")
+    known = isinstance(rows, int) and isinstance(length, int)
+    batch = f"batches of {rows:,} \u00d7 {length:,} tokens" if known else "batch not recorded"
+    tokens = Tile("tokens trained", si(run.tokens) if run.tokens else None, batch)
     return [size, tokens, _held_out_tile(run), _score_tile(run)]
 
 
