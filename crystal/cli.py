@@ -124,7 +124,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if unknown := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in ", text):
         return _unknown_key(unknown[1] if "Could not" in text else key, key, getattr(cause, "parent_node", None))
     if several := re.search(r"Ambiguous value for argument '(.*)'\n", text) or re.search(r"Sweep parameters '(.*)' requires", text):
-        return f"{several[1]}; expected one value; put -m before it to run each, or quote the value if the comma is part of it"
+        given = several[1].replace("'", "")
+        return f"{given}; expected one value; put -m before it to run each, or quote the value if the comma is part of it"
     if wrong := re.search(r"Error merging override (.*)", text, flags=re.DOTALL):
         return f"{wrong[1]}; expected {_expected(why)}; give {key} such a value"
     if missing := re.search(r"[Mm]issing mandatory value: (\S+)", text):
@@ -137,8 +138,9 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def _unknown_key(given: str, key: str, parent: Any) -> str:
-    known = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
-    remedy = "name the backend first: backend=cpu, cuda" if key.startswith("backend.") else "mend the key"
+    known = [str(name) for name in parent if name not in ("hydra", "_target_")] if isinstance(parent, DictConfig) else []
+    unnamed = key.startswith("backend.") and parent is not None and "_target_" not in parent
+    remedy = "options go with a named backend: give backend=cpu or backend=cuda too" if unnamed else "mend the key"
     return f"unknown key {given}; expected one of {', '.join(known) or 'the keys of the configuration'}; {remedy}"
 
 

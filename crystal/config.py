@@ -251,6 +251,16 @@ class DataConfig:
         )
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: temperature 0 is greedy; batch_size sequences at once."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    batch_size: int
+
+
 @dataclass
 class EvalConfig:
     """What is scored after a stage, and how completions are drawn."""
@@ -269,6 +279,10 @@ class EvalConfig:
         require_positive("eval", {key: getattr(self, key) for key in counts})
         require(self.temperature >= 0, f"eval.temperature={self.temperature}", "0 (greedy) or more", "CrystalCoder used 0.2")
         require(0 < self.top_p <= 1, f"eval.top_p={self.top_p}", "a share above 0 and at most 1", "1 keeps every token")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.batch_size)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crystal import checkpoint
-from crystal.config import ModelConfig, require
+from crystal.config import ModelConfig, Sampling, require
 from crystal.data.tokenizer import Tokenizer, load_tokenizer
 from crystal.model.kvcache import KVCache
 from crystal.model.transformer import Transformer
@@ -24,24 +24,30 @@ STOP_WINDOW = 16  # newest tokens that are searched for a stop string, longer th
 
 @torch.no_grad()
 def generate(
-    model: Transformer, config: ModelConfig, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], max_new_tokens: int,
-    temperature: float, top_p: float, eos_id: int, batch_size: int, done: Callable[[int, list[int]], bool] = lambda i, ids: False,
+    model: Transformer,
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seeds: Sequence[int],
+    eos_id: int,
+    done: Callable[[int, list[int]], bool] = lambda i, ids: False,
 ) -> list[list[int]]:
     """New token ids for each prompt, in order, without the end-of-text token.
 
     prompts: non-empty lists of ids; one that leaves no room for max_new_tokens in seq_len loses its beginning. seeds: one a prompt.
-    temperature 0 is greedy. done(i, ids) may end prompt i early, after the ids so far.
+    done(i, ids) may end prompt i early, after the ids so far.
     """
-    room = config.seq_len - max_new_tokens
-    require(room > 0, f"max_new_tokens={max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
+    room = config.seq_len - sampling.max_new_tokens
+    require(room > 0, f"max_new_tokens={sampling.max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths share a batch
     results: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        session = _Session(model, config, [list(prompts[i])[-room:] for i in batch], max_new_tokens=max_new_tokens)
+    for start in range(0, len(order), sampling.batch_size):
+        batch = order[start : start + sampling.batch_size]
+        session = _Session(model, config, [list(prompts[i])[-room:] for i in batch], max_new_tokens=sampling.max_new_tokens)
         generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
-        for left in reversed(range(max_new_tokens)):
-            tokens = _sample(session.logits_BV.float().cpu(), generators, temperature=temperature, top_p=top_p)
+        for left in reversed(range(sampling.max_new_tokens)):
+            tokens = _sample(session.logits_BV.float().cpu(), generators, temperature=sampling.temperature, top_p=sampling.top_p)
             going = []
             for row, (i, token) in enumerate(zip(batch, tokens, strict=True)):
                 if token == eos_id:
@@ -109,25 +115,21 @@ class Completer:
         return cls(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), config, load_tokenizer(folder / "tokenizer.json"))
 
     def complete(
-        self, prompts: Sequence[str], *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int], max_new_tokens: int,
-        temperature: float, top_p: float, batch_size: int,
+        self, prompts: Sequence[str], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]
     ) -> list[str]:
         """A completion for each prompt, ended early once one of its stop strings has come up (and not cut there)."""
         ids = [[self.tokenizer.eos_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
-        return self._texts(ids, stops, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=batch_size)
+        return self._texts(ids, sampling, stops=stops, seeds=seeds)
 
-    def infill(self, prefix: str, suffix: str, *, seed: int, max_new_tokens: int, temperature: float, top_p: float) -> str:
+    def infill(self, prefix: str, suffix: str, sampling: Sampling, *, seed: int) -> str:
         """The text between `prefix` and `suffix`, asked for in prefix-suffix-middle order (Bavarian et al. 2022)."""
-        special, encode = self.tokenizer.special, self.tokenizer.encode
-        ids = [
-            self.tokenizer.eos_id, special["<fim_prefix>"], *encode(prefix).tolist(), special["<fim_suffix>"], *encode(suffix).tolist(),
-            special["<fim_middle>"],
-        ]
-        return self._texts([ids], [()], seeds=[seed], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, batch_size=1)[0]
+        special = self.tokenizer.special
+        before, behind = (self.tokenizer.encode(text).tolist() for text in (prefix, suffix))
+        ids = [self.tokenizer.eos_id, special["<fim_prefix>"], *before, special["<fim_suffix>"], *behind, special["<fim_middle>"]]
+        return self._texts([ids], sampling, stops=[()], seeds=[seed])[0]
 
     def _texts(
-        self, ids: list[list[int]], stops: Sequence[tuple[str, ...]], *, seeds: Sequence[int], max_new_tokens: int, temperature: float,
-        top_p: float, batch_size: int,
+        self, ids: list[list[int]], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]
     ) -> list[str]:
         def done(i: int, new_ids: list[int]) -> bool:
             if not stops[i]:
@@ -135,10 +137,7 @@ class Completer:
             tail = self._text(new_ids[-STOP_WINDOW:])
             return any(stop in tail for stop in stops[i])
 
-        new = generate(
-            self.model, self.config, ids, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            eos_id=self.tokenizer.eos_id, batch_size=batch_size, done=done,
-        )
+        new = generate(self.model, self.config, ids, sampling, seeds=seeds, eos_id=self.tokenizer.eos_id, done=done)
         return [self._text(row) for row in new]
 
     def _text(self, ids: list[int]) -> str:

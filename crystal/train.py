@@ -91,7 +91,7 @@ def require_finite(loss_and_norm: float, *, stage: str, step: int) -> None:
 def stop_requests() -> Iterator[list[int]]:
     """A list that is empty until SIGINT or SIGTERM comes; a second signal acts as if nobody had listened."""
     received: list[int] = []
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def receive(number: int, frame: object) -> None:
         received.append(number)

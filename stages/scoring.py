@@ -23,7 +23,7 @@ from crystal.data.loader import Entry, Loader
 from crystal.data.ngram import ngram_losses
 from crystal.data.shards import Prepared
 from crystal.generate import Completer
-from crystal.runlog import read_lines, write_json
+from crystal.runlog import read_json, read_lines, write_json
 
 PYTHON = "starcoder/python"  # HumanEval and MBPP are Python
 MAX_NGRAM_TOKENS = 20_000_000
@@ -33,11 +33,11 @@ BLOCK_ROWS = 256
 def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str, dict[str, Any]]:
     """Score the checkpoint in `folder` on every configured benchmark; writes `out`/NAME.json and returns them by name."""
     results, completer = {}, None
-    protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "timeout_s", "n_samples")}
+    protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size")}
     for name, node in config.benchmarks.items():
-        asked = protocol | {"benchmark": node, "n_samples": config.n_samples, "checkpoint": folder.name}
-        path, key = out / f"{name}.json", hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        before = json.loads(path.read_text()) if path.exists() else {}
+        asked = json.dumps(protocol | {"benchmark": node, "checkpoint": folder.name}, sort_keys=True)
+        path, key = out / f"{name}.json", hashlib.sha256(asked.encode()).hexdigest()[:16]
+        before = read_json(path, {})
         if before.get("status") == "scored" and before["protocol"].get("key") == key:
             results[name] = before
         else:
@@ -57,10 +57,7 @@ def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str
 def _complete(completer: Completer, config: EvalConfig) -> Any:
     def complete(prompts: Sequence[str], stops: Sequence[tuple[str, ...]], keys: Sequence[str]) -> list[str]:
         seeds = [int.from_bytes(hashlib.sha256(f"{config.seed}/{key}".encode()).digest()[:7], "little") for key in keys]
-        return completer.complete(
-            prompts, stops=stops, seeds=seeds, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            top_p=config.top_p, batch_size=config.batch_size,
-        )
+        return completer.complete(prompts, config.sampling, stops=stops, seeds=seeds)
 
     return complete
 

@@ -161,17 +161,8 @@ def generate(config: Config) -> None:
         return print(f"would draw up to {draw.max_new_tokens} tokens from {folder} at temperature {draw.temperature}")
     completer = Completer.load(folder)
     if config.suffix is not None:
-        middle = completer.infill(
-            config.prompt, config.suffix, seed=draw.seed, max_new_tokens=draw.max_new_tokens, temperature=draw.temperature, top_p=draw.top_p
-        )
-        print(config.prompt + middle + config.suffix)
-    else:
-        text = completer.complete(
-            [config.prompt], stops=[()], seeds=[draw.seed], max_new_tokens=draw.max_new_tokens, temperature=draw.temperature,
-            top_p=draw.top_p, batch_size=1,
-        )[0]
-        print(config.prompt + text)
-    return None
+        return print(config.prompt + completer.infill(config.prompt, config.suffix, draw.sampling, seed=draw.seed) + config.suffix)
+    return print(config.prompt + completer.complete([config.prompt], draw.sampling, stops=[()], seeds=[draw.seed])[0])
 
 
 def plan(config: Config) -> None:

@@ -102,8 +102,7 @@ plan.mfu=2                                              | plan.mfu=2
 init_from=DIR                                           | init_from=DIR, stage=1, 2 or 3
 init_from=DIR stage=2                                   | DIR, checkpoints/step-
 stage=2                                                 | stage 2, stage=1, runs/tiny-sample
-stage=1,2                                               | stage=, -m
--m stage=choice(1,2)                                    | int, stage=1,2
+stage=1,2                                               | stage=1,2; expected one, -m
 stage                                                   | stage, key=value
 =3                                                      | =3, key=value
 stage=[1,2                                              | key=value

@@ -9,7 +9,7 @@ import torch
 
 from crystal import generate as module
 from crystal.checkpoint import latest
-from crystal.config import UserError
+from crystal.config import Sampling, UserError
 from crystal.data.tokenizer import load_tokenizer
 from crystal.generate import Completer, generate
 from tests.data.conftest import shared_data
@@ -30,9 +30,9 @@ def prompts() -> list[list[int]]:
     return [torch.randint(CONFIG.vocab_size, (n,), generator=generator).tolist() for n in (7, 1, 12, 3, 3, 10, 2, 5)]
 
 
-def drawn(model, prompts, **changes) -> list[list[int]]:
-    settings = dict(seeds=range(len(prompts)), max_new_tokens=12, temperature=0.0, top_p=1.0, eos_id=NONE, batch_size=3)
-    return generate(model, CONFIG, prompts, **(settings | changes))
+def drawn(model, prompts, *, seeds=None, eos_id=NONE, done=lambda i, ids: False, **changes) -> list[list[int]]:
+    sampling = Sampling(**(dict(max_new_tokens=12, temperature=0.0, top_p=1.0, batch_size=3) | changes))
+    return generate(model, CONFIG, prompts, sampling, seeds=seeds or range(len(prompts)), eos_id=eos_id, done=done)
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def scripted(monkeypatch, completer):
         line_end = completer.tokenizer.encode("\n").tolist()
         answer = completer.tokenizer.encode("\n" + text).tolist()[len(line_end) :]
 
-        def fake(model, config, prompts, *, done, **settings):
+        def fake(model, config, prompts, sampling, *, done, seeds, eos_id):
             asked.extend(map(list, prompts))
             results = []
             for i in range(len(prompts)):
@@ -165,28 +165,26 @@ def scripted(monkeypatch, completer):
     return script
 
 
-SETTINGS = dict(max_new_tokens=9, temperature=0.0, top_p=1.0)
+GREEDY = Sampling(max_new_tokens=9, temperature=0.0, top_p=1.0, batch_size=3)
 
 
 @pytest.mark.parametrize("text", ["    return x\n", " + 1", "x", "\n    y", "größer"])
 def test_a_completion_keeps_its_leading_spaces(completer, scripted, text):
     scripted(text)
-    assert completer.complete(["def f(x):\n"], stops=[()], seeds=[0], batch_size=1, **SETTINGS) == [text]
+    assert completer.complete(["def f(x):\n"], GREEDY, stops=[()], seeds=[0]) == [text]
 
 
 def test_prompts_begin_with_the_end_of_a_text(completer, scripted):
     """As rows do in training: documents are joined by the end-of-text token."""
     asked, tokenizer = scripted("x"), completer.tokenizer
-    completer.complete(["def f(", ""], stops=[(), ()], seeds=[0, 0], batch_size=2, **SETTINGS)
+    completer.complete(["def f(", ""], GREEDY, stops=[(), ()], seeds=[0, 0])
     assert asked == [[tokenizer.eos_id, *tokenizer.encode("def f(").tolist()], [tokenizer.eos_id]]
 
 
 def test_stop_strings_end_a_completion_once_they_have_come_up(completer, scripted):
     text = "    return 1\n" + "# a long comment, longer than the window that is searched\n" * 3 + "class A:\n    pass\ndef f():\n"
     scripted(text)
-    until_class, until_def, whole = completer.complete(
-        ["a", "b", "c"], stops=[("\ndef", "\nclass"), ("\ndef",), ()], seeds=[0] * 3, batch_size=3, **SETTINGS
-    )
+    until_class, until_def, whole = completer.complete(["a", "b", "c"], GREEDY, stops=[("\ndef", "\nclass"), ("\ndef",), ()], seeds=[0] * 3)
     assert text.startswith(until_class) and "\nclass" in until_class and "pass" not in until_class
     assert text.startswith(until_def) and "\ndef" in until_def and "f()" not in until_def
     assert whole == text
@@ -194,7 +192,7 @@ def test_stop_strings_end_a_completion_once_they_have_come_up(completer, scripte
 
 def test_infill_asks_in_prefix_suffix_middle_order(completer, scripted):
     asked, tokenizer = scripted(" middle"), completer.tokenizer
-    assert completer.infill("before(", ")\nafter", seed=0, **SETTINGS) == " middle"
+    assert completer.infill("before(", ")\nafter", GREEDY, seed=0) == " middle"
     special = tokenizer.special
     assert asked == [[
         tokenizer.eos_id, special["<fim_prefix>"], *tokenizer.encode("before(").tolist(), special["<fim_suffix>"],
@@ -207,7 +205,7 @@ def test_a_checkpoints_completion_equals_the_naive_loop(trained):
     completer = Completer.load(folder)
     assert not completer.model.training
     prompts, tokenizer = ["mi", "python(kaper"], completer.tokenizer
-    texts = completer.complete(prompts, stops=[(), ()], seeds=[0, 0], batch_size=2, **SETTINGS)
+    texts = completer.complete(prompts, GREEDY, stops=[(), ()], seeds=[0, 0])
     for prompt, text in zip(prompts, texts, strict=True):
         ids = naive(completer.model, [tokenizer.eos_id, *tokenizer.encode(prompt).tolist()], 9, eos_id=tokenizer.eos_id)
         assert text == tokenizer.decode(ids)
