@@ -85,6 +85,11 @@ def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
         if error.errno not in MENDABLE:
             raise
         return complain(MENDABLE[error.errno].format(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's class, without loading torch for it
+            raise
+        got = str(error).split(". ")[0]
+        return complain(f"{got}; expected room for a batch; give backend.micro_rows=1, a smaller model or fewer scale.batch_rows")
 
 
 def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:

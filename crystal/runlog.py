@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crystal.config import UserError
+
 Sink = Callable[[dict[str, Any]], None]
 
 
@@ -38,8 +40,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """What a JSON file holds, or `default` where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    """What a JSON file holds, or `default` where there is none. Raises UserError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); expected JSON; delete it, or give another run.dir") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

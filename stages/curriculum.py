@@ -54,9 +54,6 @@ class Run:
 def run_curriculum(run: Run) -> None:
     """Train and score every configured stage that is not complete. Raises Stopped (after saving) and UserError."""
     keep_numbers(run.folder / "numbers.json", run_numbers(run.config))
-    manifest = run.prepared.manifest
-    short = {side: {name: entry | {"shards": len(entry["shards"])} for name, entry in manifest[side].items()} for side in ("train", "valid")}
-    write_json(run.folder / "data.json", manifest | short)
     for stage in run.config.stages.values():
         StageRun(run, recipe(stage, run.config.scale)).complete()
 
@@ -100,7 +97,7 @@ class StageRun:
         spec = TrainSpec(config.model, derive(config.model), config.optim, made.schedule, config.scale.batch_rows, config.run.seed)
         engine = self.run.backend.build(spec, before=read_json(self.run.folder / "run.json", {}))
         pending = self._take_up(engine, loader, source)
-        write_run_record(self.run.folder / "run.json", config, engine.facts(), self.run.command)
+        write_run_record(self.run.folder, config, engine.facts(), prepared.manifest, self.run.command)
         self._announce(loader, redistributed, engine)
         sinks = open_sinks(config.run.sinks, self.run.folder)
         metrics = Metrics(self.metrics, stage=self.name, step=engine.step_count, sinks=sinks)

@@ -20,10 +20,14 @@ from crystal.runlog import read_json, write_json
 PACKAGES = ("torch", "numpy", "tokenizers", "mup", "hydra-core")
 
 
-def write_run_record(path: Path, config: Config, facts: dict[str, Any], command: list[str]) -> None:
-    """Write run.json: date, command, versions, device and model. The date of the first start stays."""
+def write_run_record(run_dir: Path, config: Config, facts: dict[str, Any], manifest: dict[str, Any], command: list[str]) -> None:
+    """Write run.json (date of the first start, command, versions, device, model) and data.json (the manifest without its shards)."""
+    sides = ("train", "valid")
+    short = {side: {name: entry | {"shards": len(entry["shards"])} for name, entry in manifest[side].items()} for side in sides}
+    write_json(run_dir / "data.json", manifest | short)
+    path = run_dir / "run.json"
     write_json(path, {
-        "name": path.parent.name,
+        "name": run_dir.name,
         "created": read_json(path, {}).get("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         "command": command,
         "crystal": importlib.metadata.version("crystal-trainer"),

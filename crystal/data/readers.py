@@ -116,10 +116,10 @@ def _identity(reader: Reader, path: Path) -> dict[str, Any]:
 
 def _listed(path: Path, pattern: str) -> list[Path]:
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder; expected {path}/{pattern}; set the reader's path")
+        raise UserError(f"{path} is not a folder; expected {path}/{pattern}; give data.root=DIR or the reader's path")
     found = sorted(path.glob(pattern), key=lambda file: _natural(str(file.relative_to(path))))
     if not found:
-        raise UserError(f"{path} holds no files {pattern}; expected at least one; set the reader's path")
+        raise UserError(f"{path} holds no files {pattern}; expected at least one; give data.root=DIR or the reader's path")
     return found
 
 
