@@ -23,6 +23,7 @@ test: setup      ## everything that can be proven without a GPU
 
 check: setup     ## style, types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 

@@ -96,9 +96,7 @@ class CpuEngine:
         self.model = Transformer(spec.model)
         initialise(self.model, stds={name: plan.init_std for name, plan in spec.plan.items()}, seed=spec.seed)
         groups = param_groups(self.model.named_parameters(), spec.plan, spec.adamw)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=(spec.adamw.beta1, spec.adamw.beta2), eps=spec.adamw.eps, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(spec.adamw.beta1, spec.adamw.beta2), eps=spec.adamw.eps, fused=True)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")

@@ -69,5 +69,3 @@ def _packages() -> Iterator[Line]:
 def _versioned(module: str) -> str:
     distributions = importlib.metadata.packages_distributions().get(module, [module])
     return f"{distributions[0]} {importlib.metadata.version(distributions[0])}"
-
-

@@ -114,9 +114,7 @@ class Completer:
         model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
         return cls(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), config, load_tokenizer(folder / "tokenizer.json"))
 
-    def complete(
-        self, prompts: Sequence[str], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]
-    ) -> list[str]:
+    def complete(self, prompts: Sequence[str], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> list[str]:
         """A completion for each prompt, ended early once one of its stop strings has come up (and not cut there)."""
         ids = [[self.tokenizer.eos_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
         return self._texts(ids, sampling, stops=stops, seeds=seeds)
@@ -128,9 +126,7 @@ class Completer:
         ids = [self.tokenizer.eos_id, special["<fim_prefix>"], *before, special["<fim_suffix>"], *behind, special["<fim_middle>"]]
         return self._texts([ids], sampling, stops=[()], seeds=[seed])[0]
 
-    def _texts(
-        self, ids: list[list[int]], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]
-    ) -> list[str]:
+    def _texts(self, ids: list[list[int]], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> list[str]:
         def done(i: int, new_ids: list[int]) -> bool:
             if not stops[i]:
                 return False

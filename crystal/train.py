@@ -39,7 +39,15 @@ class Cadence:
 
 
 def train(
-    engine: Engine, loader: Loader, *, stage: str, n_steps: int, cadence: Cadence, metrics: Metrics, validate: Validate, save: Save,
+    engine: Engine,
+    loader: Loader,
+    *,
+    stage: str,
+    n_steps: int,
+    cadence: Cadence,
+    metrics: Metrics,
+    validate: Validate,
+    save: Save,
     pending: list[float],
 ) -> None:
     """Take `engine` from the step it is at to `n_steps`.
@@ -59,10 +67,18 @@ def train(
             if last or step % cadence.log_every == 0:
                 loss = sum(map(float, losses)) / len(losses)
                 losses.clear()
-                metrics.log("train", step, {
-                    "tokens": step * tokens_per_step, "loss": loss, "lr": result.lr, "grad_norm": float(result.grad_norm),
-                    "tokens_per_s": progress.rate(step), "elapsed_s": time.monotonic() - progress.t0,
-                })
+                metrics.log(
+                    "train",
+                    step,
+                    {
+                        "tokens": step * tokens_per_step,
+                        "loss": loss,
+                        "lr": result.lr,
+                        "grad_norm": float(result.grad_norm),
+                        "tokens_per_s": progress.rate(step),
+                        "elapsed_s": time.monotonic() - progress.t0,
+                    },
+                )
                 progress.show(step, loss)
                 require_finite(loss + float(result.grad_norm), stage=stage, step=step)
             if last or step % cadence.valid_every == 0:

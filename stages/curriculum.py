@@ -80,7 +80,9 @@ class StageRun:
             self._train()
         last = checkpoint.latest(self.checkpoints)
         if last is None:
-            raise UserError(f"{summary} without a checkpoint; expected one in {self.checkpoints}; delete {self.folder} to train the stage again")
+            raise UserError(
+                f"{summary} without a checkpoint; expected one in {self.checkpoints}; delete {self.folder} to train the stage again"
+            )
         if not (self.folder / "scores" / "baselines.json").exists():
             write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
         score_checkpoint(last, self.run.config.eval, out=self.folder / "scores")
@@ -107,9 +109,7 @@ class StageRun:
 
         def save(pending: list[float]) -> None:
             position = {"samples_seen": engine.step_count * loader.batch_rows, "pending": pending}
-            checkpoint.save(
-                self.checkpoints, engine, state | position, tokenizer=prepared.tokenizer_path, keep=config.run.keep_checkpoints
-            )
+            checkpoint.save(self.checkpoints, engine, state | position, tokenizer=prepared.tokenizer_path, keep=config.run.keep_checkpoints)
 
         try:
             train(

@@ -58,7 +58,8 @@ def show_run(config: Config, backend: Backend) -> None:
     checkpoint_bytes = 12 * n_parameters  # float32 weights and AdamW's two moments
     disk = checkpoint_bytes * (config.run.keep_checkpoints + 1) * len(config.stages)
     print(f"after each stage: validation loss, {benchmarks}")
-    print(f"training about {clock(total_s)} at {rate / 1e9:,.0f} GFLOP/s; checkpoints up to {disk / 2**30:.2f} GiB ({checkpoint_bytes / 2**30:.3f} GiB each)")
+    print(f"training about {clock(total_s)} at {rate / 1e9:,.0f} GFLOP/s")
+    print(f"checkpoints up to {disk / 2**30:.2f} GiB, {checkpoint_bytes / 2**30:.3f} GiB each")
 
 
 def show_data(config: Config) -> None:

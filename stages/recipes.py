@@ -30,10 +30,6 @@ def recipe(stage: StageConfig, scale: ScaleConfig) -> Recipe:
     factor = 1.0 if scale.tokens is None else scale.tokens / CURRICULUM_TOKENS
     batch_tokens = scale.batch_rows * scale.seq_len
     n_steps = max(1, round(stage.tokens * factor / batch_tokens))
-    pieces = [
-        Piece(piece.start * scale.lr_factor, piece.end * scale.lr_factor, piece.tokens * factor / batch_tokens) for piece in stage.lr
-    ]
-    entries = [
-        Entry(name, entry.parts, entry.weight, entry.fim, (entry.slice[0], entry.slice[1])) for name, entry in stage.mixture.items()
-    ]
+    pieces = [Piece(piece.start * scale.lr_factor, piece.end * scale.lr_factor, piece.tokens * factor / batch_tokens) for piece in stage.lr]
+    entries = [Entry(name, entry.parts, entry.weight, entry.fim, (entry.slice[0], entry.slice[1])) for name, entry in stage.mixture.items()]
     return Recipe(stage, n_steps, n_steps * batch_tokens, Schedule(pieces), entries)

@@ -45,8 +45,13 @@ def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str
                 benchmark = instantiate(node)
                 completer = completer or Completer.load(folder)
                 results[name] = score(
-                    benchmark, _complete(completer, config), n_samples=config.n_samples, timeout_s=config.timeout_s, workers=None,
-                    protocol=protocol | {"key": key}, out=path,
+                    benchmark,
+                    _complete(completer, config),
+                    n_samples=config.n_samples,
+                    timeout_s=config.timeout_s,
+                    workers=None,
+                    protocol=protocol | {"key": key},
+                    out=path,
                 )
             except BenchmarkAbsent as reason:
                 results[name] = absent(name, str(reason), path)
@@ -67,8 +72,10 @@ def _tell(scores: dict[str, Any]) -> None:
         print(f"  {scores['benchmark']}: not scored: {scores['reason']}", file=sys.stderr)
         return
     low, high = scores["ci95"]
-    print(f"  {scores['benchmark']}: pass@1 {scores['pass@1']:.2%} (95 % interval {low:.1%} to {high:.1%}), {scores['passed']} of "
-          f"{scores['problems_total'] * scores['samples_per_problem']} completions passed, {scores['seconds']:.0f} s")
+    print(
+        f"  {scores['benchmark']}: pass@1 {scores['pass@1']:.2%} (95 % interval {low:.1%} to {high:.1%}), {scores['passed']} of "
+        f"{scores['problems_total'] * scores['samples_per_problem']} completions passed, {scores['seconds']:.0f} s"
+    )
 
 
 def write_baselines(path: Path, prepared: Prepared, *, metrics: Path, stage: str) -> None:

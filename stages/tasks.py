@@ -116,9 +116,15 @@ def prepared_data(config: Config) -> Prepared:
         print(f"harvesting text and code from this Python installation into {data.harvest['out']}", file=sys.stderr)
         _made(data.harvest, "data.harvest")
     prepare(
-        readers_of(data), Path(data.out), seq_len=config.scale.seq_len,
-        tokenizer=None if data.tokenizer is None else Path(data.tokenizer), vocab_size=data.vocab_size, holdout=data.holdout,
-        valid_rows=data.valid_rows, label=data.label, progress=lambda line: print(line, file=sys.stderr),
+        readers_of(data),
+        Path(data.out),
+        seq_len=config.scale.seq_len,
+        tokenizer=None if data.tokenizer is None else Path(data.tokenizer),
+        vocab_size=data.vocab_size,
+        holdout=data.holdout,
+        valid_rows=data.valid_rows,
+        label=data.label,
+        progress=lambda line: print(line, file=sys.stderr),
     )
     return Prepared.open(data.out, verify=data.verify)
 

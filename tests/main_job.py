@@ -31,7 +31,7 @@ def check(run: Path) -> None:
         assert scores["problems_total"] == 164 and scores["protocol"]["max_new_tokens"] >= 128
     counted = json.loads((run / "stage3" / "scores" / "baselines.json").read_text())
     unigram, bigram = counted["unigram"]["loss"], counted["bigram"]["loss"]
-    print(f"held-out Python: {final['3']:.3f}; unigram {unigram:.3f}, bigram {bigram:.3f} of the same {counted['train_tokens']:,} training tokens")
+    print(f"held-out Python: {final['3']:.3f}; of the same {counted['train_tokens']:,} tokens: unigram {unigram:.3f}, bigram {bigram:.3f}")
     assert final["3"] < min(unigram, bigram, final["1"])
     assert (run / "report" / "index.html").exists() and (run / "report" / "report.md").exists()
 

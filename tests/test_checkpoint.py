@@ -147,7 +147,7 @@ def test_a_damaged_file_is_refused_by_name(root, name, damage):
         read_state(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{\"weights.pt\": {"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"weights.pt": {'])
 def test_a_damaged_list_is_refused(root, content):
     folder = save_at(root, 4)
     (folder / "COMPLETE").write_bytes(content)

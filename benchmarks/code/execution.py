@@ -81,9 +81,7 @@ def run_programs(
         return list(pool.map(run, programs))
 
 
-def run_program(
-    program: str, *, timeout_s: float, memory_bytes: int = MEMORY_BYTES, file_bytes: int = FILE_BYTES
-) -> Verdict:
+def run_program(program: str, *, timeout_s: float, memory_bytes: int = MEMORY_BYTES, file_bytes: int = FILE_BYTES) -> Verdict:
     """Run `program` to its end, or to one of its limits.
 
     `timeout_s` is CPU seconds, interpreter start included. Raises RuntimeError where no process with these limits could

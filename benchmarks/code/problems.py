@@ -132,11 +132,8 @@ class Mbpp:
         return f"sha256:{hashlib.sha256(self._bytes).hexdigest()[:16]}"
 
     def problems(self) -> list[Problem]:
-        if self.path:
-            problems = _parse(self._bytes, _json_rows, where=self.path)
-        else:
-            problems = _parse(self._bytes, _parquet_rows, where=self.source)
-        return problems[: self.limit]
+        rows_of = _json_rows if self.path else _parquet_rows
+        return _parse(self._bytes, rows_of, where=self.path or self.source)[: self.limit]
 
     @cached_property
     def _bytes(self) -> bytes:

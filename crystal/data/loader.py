@@ -52,18 +52,14 @@ def to_batch(rows: np.ndarray, pad_id: int) -> Batch:
     return Batch(rows[:, :-1].astype(np.int64), labels, (labels != pad_id).astype(np.float32))
 
 
-def resolve_entries(
-    entries: Sequence[Entry], prepared: Prepared, *, empty_source: str = "error"
-) -> tuple[list[Entry], list[str]]:
+def resolve_entries(entries: Sequence[Entry], prepared: Prepared, *, empty_source: str = "error") -> tuple[list[Entry], list[str]]:
     """Entries that have rows, and the names of those without, whose weight went to the others in proportion.
 
     UserError for bad weights, doubled names, a bad slice, FIM on rows without room for it, and, with "error", an entry
     without rows.
     """
     if len({entry.name for entry in entries}) < len(entries):
-        raise UserError(
-            f"the mixture's names are {', '.join(e.name for e in entries)}; expected each once; rename an entry"
-        )
+        raise UserError(f"the mixture's names are {', '.join(e.name for e in entries)}; expected each once; rename an entry")
     check_weights({entry.name: entry.weight for entry in entries})
     for entry in entries:
         _check_entry(entry, prepared)
@@ -100,9 +96,7 @@ class Loader:
         fim_rate: float = 0.0, spm_rate: float = 0.5, rank: int = 0, n_ranks: int = 1,
     ) -> None:  # fmt: skip
         if batch_rows < 1 or batch_rows % n_ranks:
-            raise UserError(
-                f"a batch of {batch_rows} rows on {n_ranks} ranks; expected a multiple of the ranks; mend batch_rows"
-            )
+            raise UserError(f"a batch of {batch_rows} rows on {n_ranks} ranks; expected a multiple of the ranks; mend batch_rows")
         if not (0 <= fim_rate <= 1 and 0 <= spm_rate <= 1):
             raise UserError(f"FIM rates {fim_rate} and {spm_rate}; expected both in [0, 1]; mend the stage's fim")
         self.prepared, self.entries, self.seed, self.batch_rows = prepared, tuple(entries), seed, batch_rows

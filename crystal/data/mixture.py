@@ -53,9 +53,7 @@ class Mixture:
         assert len({stream.name for stream in streams}) == len(streams), "a stream's name keys its order"
         for stream in streams:
             if stream.n_rows < 1:
-                raise UserError(
-                    f"the stream {stream.name} has no rows; expected at least one; leave it out of the mixture"
-                )
+                raise UserError(f"the stream {stream.name} has no rows; expected at least one; leave it out of the mixture")
         self.streams = tuple(streams)
         self.parts = _integer_weights([stream.weight for stream in streams])  # of WHOLE
         self._keys = [key_of("rows", seed, stream.name) for stream in streams]
@@ -88,14 +86,10 @@ def check_weights(weights: dict[str, float]) -> None:
     """UserError unless every weight is positive and they sum to 1 within WEIGHT_TOLERANCE."""
     for name, weight in weights.items():
         if not weight > 0:
-            raise UserError(
-                f"the mixture's weight of {name} is {weight}; expected more than 0; leave the entry out instead"
-            )
+            raise UserError(f"the mixture's weight of {name} is {weight}; expected more than 0; leave the entry out instead")
     total = sum(weights.values())
     if not abs(total - 1) <= WEIGHT_TOLERANCE:
-        raise UserError(
-            f"the mixture's weights sum to {total:.6g}; expected 1; mend the weights of {', '.join(weights)}"
-        )
+        raise UserError(f"the mixture's weights sum to {total:.6g}; expected 1; mend the weights of {', '.join(weights)}")
 
 
 def _integer_weights(weights: Sequence[float]) -> list[int]:

@@ -127,9 +127,7 @@ def _write(
         shutil.copyfile(source, path)
     tokenizer = load_tokenizer(path)
     if tokenizer.n_ids > vocab_size:
-        raise UserError(
-            f"the tokenizer {source} has {tokenizer.n_ids} ids; expected at most vocab_size {vocab_size}; raise it"
-        )
+        raise UserError(f"the tokenizer {source} has {tokenizer.n_ids} ids; expected at most vocab_size {vocab_size}; raise it")
     sinks = _Sinks(folder, tokenizer, spec)
     for reader in readers:
         _encode(reader, sinks, spec["holdout"], progress)
@@ -198,9 +196,7 @@ def _sample(readers: Sequence[Reader], holdout: float) -> list[str]:
 class _Sink:
     """Where one part's documents go: packer, writer, counts. `limit`: most rows to keep, on the validation side."""
 
-    def __init__(
-        self, packer: Packer, writer: ShardWriter, tokenizer: Tokenizer, *, fim_room: bool, limit: int | None
-    ) -> None:
+    def __init__(self, packer: Packer, writer: ShardWriter, tokenizer: Tokenizer, *, fim_room: bool, limit: int | None) -> None:
         self._packer, self._writer, self._tokenizer = packer, writer, tokenizer
         self._fim_room, self._limit = fim_room, limit
         self._stored = 0  # tokens in the rows written so far

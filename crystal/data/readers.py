@@ -98,10 +98,7 @@ class StarCoder:
         for group, texts in _parquet_texts(file):
             for text in texts:
                 if text is None:
-                    raise UserError(
-                        f"{file} row group {group}, row {index}: content is null; expected text; "
-                        "mend or remove the file"
-                    )
+                    raise UserError(f"{file} row group {group}, row {index}: content is null; expected text; mend or remove the file")
                 yield Document(text, source, name, index)
                 index += 1
 
@@ -138,8 +135,7 @@ def _zstd_lines(path: Path) -> Iterator[bytes]:
             yield from lines
     except zstandard.ZstdError as error:
         raise UserError(
-            f"{path} is truncated or corrupt after line {line - 1} ({error}); expected whole zstd frames; "
-            "fetch the file again"
+            f"{path} is truncated or corrupt after line {line - 1} ({error}); expected whole zstd frames; fetch the file again"
         ) from error
     if rest:
         yield rest
@@ -196,14 +192,10 @@ def _parquet_texts(path: Path) -> Iterator[tuple[int, list[str | None]]]:
     with file:
         names = file.schema_arrow.names
         if "content" not in names:
-            raise UserError(
-                f"{path} has the columns {', '.join(names)}; expected content among them; check the reader's path"
-            )
+            raise UserError(f"{path} has the columns {', '.join(names)}; expected content among them; check the reader's path")
         for group in range(file.num_row_groups):
             try:
                 for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=["content"]):
                     yield group, batch.column(0).to_pylist()
             except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{path} row group {group} is corrupt ({error}); expected text in content; fetch the file again"
-                ) from error
+                raise UserError(f"{path} row group {group} is corrupt ({error}); expected text in content; fetch the file again") from error

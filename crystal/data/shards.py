@@ -209,9 +209,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(
-            f"{folder} has no manifest.json; expected a folder of prepared data; run task=prepare"
-        ) from error
+        raise UserError(f"{folder} has no manifest.json; expected a folder of prepared data; run task=prepare") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); expected a manifest; {REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -74,15 +74,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); expected a tokenizer.json; set the tokenizer's path"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); expected a tokenizer.json; set the tokenizer's path") from error
     try:
         inner = tokenizers.Tokenizer.from_str(_with_plain_special_tokens(data))
     except Exception as error:  # the package raises bare Exception on a bad file
-        raise UserError(
-            f"{path} is not a tokenizer.json ({error}); expected the format of tokenizers; fetch it again"
-        ) from error
+        raise UserError(f"{path} is not a tokenizer.json ({error}); expected the format of tokenizers; fetch it again") from error
     for name in BASE_TOKENS:
         if inner.token_to_id(name) is None:
             raise UserError(f"{path} has no piece {name}; expected a LLaMA-style tokenizer; set another tokenizer")
@@ -112,9 +108,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> 
     n_pieces = vocab_size - len(ADDED_TOKENS)
     room = n_pieces - len(BASE_TOKENS) - len(BYTE_TOKENS)
     if room < 1:
-        raise UserError(
-            f"vocab_size {vocab_size} is too small; expected at least {vocab_size - room + 1}; raise vocab_size"
-        )
+        raise UserError(f"vocab_size {vocab_size} is too small; expected at least {vocab_size - room + 1}; raise vocab_size")
     alphabet = _alphabet(texts, max(1, int(room * ALPHABET_SHARE)))
     learner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
     _set_pipeline(tokenizers, learner)
@@ -128,9 +122,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> 
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
     if len(model["vocab"]) != n_pieces:
-        raise UserError(
-            f"the text gave {len(model['vocab'])} pieces; expected {n_pieces}; lower vocab_size or give more text"
-        )
+        raise UserError(f"the text gave {len(model['vocab'])} pieces; expected {n_pieces}; lower vocab_size or give more text")
     write_text(Path(path), _assembled(tokenizers, model).to_str(pretty=True) + "\n")
 
 

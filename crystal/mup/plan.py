@@ -56,9 +56,7 @@ def derive(config: ModelConfig) -> dict[str, ParamPlan]:
     shapes = {}
     for name, parameter in target.named_parameters():
         sizes = zip(parameter.shape, delta[name].shape, strict=True)
-        shapes[name] = mup.infshape.InfShape(
-            [mup.infshape.InfDim(None if a == b else a / config.width_mult, a) for a, b in sizes]
-        )
+        shapes[name] = mup.infshape.InfShape([mup.infshape.InfDim(None if a == b else a / config.width_mult, a) for a, b in sizes])
     mup.set_base_shapes(target, shapes, rescale_params=False, do_assert=False)
     optimizer = mup.MuAdamW(target.parameters(), lr=1.0)
     lr_mults = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

@@ -82,13 +82,10 @@ def _bands(run: Run, panel: Panel, bottom: float) -> list[str]:
     return marks
 
 
-def _strip(
-    frame: Panel, curves: Sequence[tuple[Stage, Sequence[tuple[TrainPoint, float]]]], label: str, css: str, width: int
-) -> list[str]:
+def _strip(frame: Panel, curves: Sequence[tuple[Stage, Sequence[tuple[TrainPoint, float]]]], label: str, css: str, width: int) -> list[str]:
     """A low panel from zero to the highest finite value, one line a stage."""
     lines: list[tuple[Stage, list[XY]]] = [
-        (stage, [(float(stage.start + p.tokens), value) for p, value in curve if math.isfinite(value)])
-        for stage, curve in curves
+        (stage, [(float(stage.start + p.tokens), value) for p, value in curve if math.isfinite(value)]) for stage, curve in curves
     ]
     high = max((y for _, line in lines for _, y in line), default=0.0)
     if high <= 0:

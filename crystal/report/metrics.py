@@ -58,8 +58,7 @@ def read_metrics(path: Path) -> tuple[dict[str, list[TrainPoint]], dict[str, lis
             if number == len(lines):
                 return train, valid, True
             raise UserError(
-                f"{path}: line {number} is not JSON; expected one object a line "
-                "(only the last may be cut off); remove that line"
+                f"{path}: line {number} is not JSON; expected one object a line (only the last may be cut off); remove that line"
             ) from None
         entry = Fields(path, value, f"line {number}")
         stage, step = entry.text("stage"), entry.count("step")

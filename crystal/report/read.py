@@ -192,9 +192,7 @@ def _read_side(data: Fields | None, key: str) -> Side | None:
     return Side(*totals) if parts else None
 
 
-def _read_stage(
-    folder: Path, name: str, start: int, train: tuple[TrainPoint, ...], valid: tuple[ValidPoint, ...]
-) -> Stage:
+def _read_stage(folder: Path, name: str, start: int, train: tuple[TrainPoint, ...], valid: tuple[ValidPoint, ...]) -> Stage:
     summary = read_json(folder / "summary.json")
     baselines = read_json(folder / "scores/baselines.json")
     files = [path for path in sorted(folder.glob("scores/*.json")) if path.name != "baselines.json"]

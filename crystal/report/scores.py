@@ -72,9 +72,7 @@ def overlap_remarks(run: Run) -> list[str]:
         if first.benchmark == second.benchmark and first.ci95 and second.ci95:
             apart = first.ci95[1] < second.ci95[0] or second.ci95[1] < first.ci95[0]
             said = "do not overlap" if apart else "overlap, so no difference is shown"
-            remarks.append(
-                f"{benchmark_name(first.benchmark)}, stages {before.name} and {after.name}: the intervals {said}."
-            )
+            remarks.append(f"{benchmark_name(first.benchmark)}, stages {before.name} and {after.name}: the intervals {said}.")
     return remarks
 
 
@@ -148,6 +146,4 @@ def protocols(run: Run) -> list[str]:
         said = shown(score.protocol) if score.protocol else "not recorded"
         sandbox = f". Sandbox: {score.sandbox.rstrip('.')}" if score.sandbox else ""
         alike.setdefault((score.benchmark, said + sandbox), []).append(stage)
-    return [
-        f"{benchmark_name(name)} protocol ({stages_named(stages)}): {said}." for (name, said), stages in alike.items()
-    ]
+    return [f"{benchmark_name(name)} protocol ({stages_named(stages)}): {said}." for (name, said), stages in alike.items()]

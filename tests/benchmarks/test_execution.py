@@ -77,9 +77,7 @@ def test_cpu_time_ends_a_program(program: str) -> None:
     assert run(program, timeout_s=1.0) == Verdict(False, "timeout", "more than 1 s of CPU time")
 
 
-@pytest.mark.parametrize(
-    "program", ["import time\ntime.sleep(60)", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"]
-)
+@pytest.mark.parametrize("program", ["import time\ntime.sleep(60)", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"])
 def test_the_clock_ends_a_program_that_uses_no_cpu(program: str) -> None:
     began = time.monotonic()
     verdict = run(program, timeout_s=0.2)

@@ -94,9 +94,7 @@ def test_mbpp_reads_the_sanitized_edition(tmp_path: Path) -> None:
     assert benchmark.version.startswith("sha256:")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "not json", "3", '[{"task_id": 11}]', json.dumps({**ROW, "test_list": []}), '{"task_id": 600}']
-)
+@pytest.mark.parametrize("text", ["", "{", "not json", "3", '[{"task_id": 11}]', json.dumps({**ROW, "test_list": []}), '{"task_id": 600}'])
 def test_a_malformed_mbpp_file_is_the_users_to_mend(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mbpp.jsonl"
     path.write_text(text)

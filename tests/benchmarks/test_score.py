@@ -26,18 +26,14 @@ class Sums:
         return [Problem(f"sum/{i}", f"{i} = ", (";",), preamble="x = ", check=f"assert x == {i}") for i in range(4)]
 
 
-def scored(
-    benchmark: Benchmark, answers: dict[str, str], out: Path, *, n_samples: int = 1, timeout_s: float = 5.0
-) -> Any:
+def scored(benchmark: Benchmark, answers: dict[str, str], out: Path, *, n_samples: int = 1, timeout_s: float = 5.0) -> Any:
     """Score `answers`, by key or by the key's task."""
 
     def complete(prompts: list[str], stops: list[tuple[str, ...]], keys: list[str]) -> list[str]:
         assert len(prompts) == len(stops) == len(keys) == len(set(keys))
         return [answers[key] if key in answers else answers[key.rpartition("/")[0]] for key in keys]
 
-    return score(
-        benchmark, complete, n_samples=n_samples, timeout_s=timeout_s, workers=None, protocol={"seed": 7}, out=out
-    )
+    return score(benchmark, complete, n_samples=n_samples, timeout_s=timeout_s, workers=None, protocol={"seed": 7}, out=out)
 
 
 def test_a_score_is_counted_and_written(tmp_path: Path) -> None:

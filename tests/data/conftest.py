@@ -42,8 +42,7 @@ def write_corpus(root: Path, seed: int = 0) -> None:
         (folder / f"example_train_{k}.jsonl.zst").write_bytes(data)
     for language in ("python", "css"):
         texts = [
-            f"def {language}_{n}(x):\n" + "".join(f"    x += {rng.choice(WORDS)}\n" for _ in range(rng.randint(1, 40)))
-            for n in range(80)
+            f"def {language}_{n}(x):\n" + "".join(f"    x += {rng.choice(WORDS)}\n" for _ in range(rng.randint(1, 40))) for n in range(80)
         ]
         write_parquet(root / "starcoder" / language / "train-00000-of-00001.parquet", texts)
 

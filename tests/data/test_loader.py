@@ -48,12 +48,7 @@ def test_ranks_cut_the_global_batch(prepared, n_ranks):
     alone = list(loader(prepared).batches(8, 3))
     cuts = [list(loader(prepared, rank=rank, n_ranks=n_ranks).batches(8, 3)) for rank in range(n_ranks)]
     for step, batch in enumerate(alone):
-        joined = Batch(
-            *(
-                np.concatenate([getattr(cut[step], name) for cut in cuts])
-                for name in ("inputs_BT", "labels_BT", "mask_BT")
-            )
-        )
+        joined = Batch(*(np.concatenate([getattr(cut[step], name) for cut in cuts]) for name in ("inputs_BT", "labels_BT", "mask_BT")))
         equal(joined, batch)
 
 

@@ -86,9 +86,7 @@ def test_golden_order():
     assert row.tolist() == [92, 4, 0, 3, 11, 1, 2, 1]
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"), [((0.5, 0.4), "sum to 0.9"), ((1.2, -0.2), "-0.2"), ((1.0, 0.0), "0.0")]
-)
+@pytest.mark.parametrize(("values", "expected"), [((0.5, 0.4), "sum to 0.9"), ((1.2, -0.2), "-0.2"), ((1.0, 0.0), "0.0")])
 def test_bad_weights_are_refused(values, expected):
     with pytest.raises(UserError, match=expected):
         Mixture([Stream(f"s{k}", 5, value) for k, value in enumerate(values)], seed=0)

@@ -63,8 +63,7 @@ def test_labels_are_escaped() -> None:
 def test_a_diverged_run_is_drawn_as_far_as_it_is_finite(tmp_path: Path) -> None:
     losses = [5.0, 4.0, math.nan, math.inf]
     lines = [
-        json.dumps({"kind": "train", "stage": "1", "step": i, "tokens": i + 1, "loss": loss, "lr": 0.0})
-        for i, loss in enumerate(losses)
+        json.dumps({"kind": "train", "stage": "1", "step": i, "tokens": i + 1, "loss": loss, "lr": 0.0}) for i, loss in enumerate(losses)
     ]
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
