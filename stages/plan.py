@@ -27,6 +27,10 @@ def show_plan(config: Config) -> None:
     print(f"memory on one device, unsharded, {plan.rows_per_device} rows at once: {sum(memory.values()) / 2**30:,.2f} GiB")
     for name, size in memory.items():
         print(f"  {name:<12}{size / 2**30:>12,.2f} GiB")
+    if config.devices > 1:
+        state = sum(memory[name] for name in ("weights", "gradients", "optimizer"))
+        each = (sum(memory.values()) - state + state / config.devices) / 2**30
+        print(f"  on each of {config.devices} devices, weights, gradients and optimizer sharded: {each:,.2f} GiB")
     rate = plan.device_flops_per_s * plan.mfu * config.devices
     print(f"time on {config.devices} devices of {plan.device_flops_per_s:.3g} FLOP/s at {plan.mfu:.0%} utilisation:")
     total_tokens = total_s = 0.0
