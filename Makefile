@@ -5,7 +5,7 @@ BIN := .venv/bin
 # of CPU wheels, which pytorch.org/get-started shows: make setup TORCH_INDEX=ADDRESS
 TORCH_INDEX ?=
 
-.PHONY: setup run test check gpu-check clean
+.PHONY: setup run test check gpu-check cerebras-check clean
 setup: .venv/.complete
 
 .venv/.complete: pyproject.toml constraints.txt
@@ -30,5 +30,14 @@ check: setup     ## style, types
 gpu-check: setup ## what needs an NVIDIA GPU; see benchmarks/README.md
 	$(BIN)/python -m pytest tests/gpu --run-gpu
 
+cerebras-check: .venv-cerebras/.complete ## the model, muP and the optimizer under the Cerebras SDK's own torch 2.4.0; downloads 3 GB once
+	.venv-cerebras/bin/python -m pytest tests/model tests/mup tests/test_optim.py tests/test_schedule.py
+
+.venv-cerebras/.complete: pyproject.toml
+	@python3.11 --version >/dev/null || { echo "error: no python3.11; expected it, the only one that cerebras-pytorch 2.10.0 supports; install it" >&2; exit 2; }
+	python3.11 -m venv .venv-cerebras
+	.venv-cerebras/bin/python -m pip install --quiet --editable '.[cerebras]' pytest
+	@touch $@
+
 clean:           ## drop the environment and all runs
-	rm -rf .venv runs
+	rm -rf .venv .venv-cerebras runs
