@@ -36,7 +36,7 @@ cerebras-check: .venv-cerebras/.complete ## the model, muP and the optimizer und
 .venv-cerebras/.complete: pyproject.toml
 	@python3.11 --version >/dev/null || { echo "error: no python3.11; expected it, the only one that cerebras-pytorch 2.10.0 supports; install it" >&2; exit 2; }
 	python3.11 -m venv .venv-cerebras
-	.venv-cerebras/bin/python -m pip install --quiet --editable '.[cerebras]' pytest
+	.venv-cerebras/bin/python -m pip install --quiet --editable '.[cerebras]' pytest hypothesis
 	@touch $@
 
 clean:           ## drop the environment and all runs

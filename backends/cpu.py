@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from crystal.checkpoint import write_tensors
 from crystal.config import require, require_positive
 from crystal.data.loader import Batch
 from crystal.engine import Metrics, TrainSpec
+from crystal.machine import usable_cores
 from crystal.model.init import initialise
 from crystal.model.transformer import Transformer
 from crystal.optim import named_state, param_groups, set_lr
@@ -73,7 +73,7 @@ class CpuBackend:
         keep_freed_memory()
         same = before if before.get("backend") == "cpu" else {}
         dtype = same.get("dtype", "bfloat16" if bf16_instructions() == "amx" else "float32") if self.dtype == "auto" else self.dtype
-        return CpuEngine(spec, dtype=dtype, threads=self.threads or same.get("threads") or len(os.sched_getaffinity(0)))
+        return CpuEngine(spec, dtype=dtype, threads=self.threads or same.get("threads") or usable_cores())
 
     def flops_per_s(self) -> float:
         x = torch.randn(1024, 1024)

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return complain(f"{error}; expected the names of choices; write them with commas between, as in stage=1,2")
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; the same command goes on from what is done", file=sys.stderr)
         return INTERRUPTED
     finally:
         sys.argv = before

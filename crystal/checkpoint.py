@@ -39,6 +39,7 @@ def save(root: Path, engine: Engine, state: dict[str, Any], *, tokenizer: Path, 
         _checksum(temporary / COMPLETE, sync=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
+        _sync_folder(root)  # before older ones go
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -73,6 +74,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "state.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
         raise UserError(f"{folder} is not a whole checkpoint ({error}); expected one; {DAMAGED}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _checksum(path: Path, *, sync: bool) -> dict[str, int]:

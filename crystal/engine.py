@@ -70,6 +70,8 @@ class Engine(Protocol):
 class Backend(Protocol):
     """What `conf/backend/*.yaml` names by `_target_`."""
 
+    name: str  # also torch's name of its device, where checkpoints are scored
+
     def build(self, spec: TrainSpec, *, before: Mapping[str, Any]) -> Engine:
         """A fresh engine with initial weights, at step 0. Raises UserError where this machine lacks what it needs.
 

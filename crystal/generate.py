@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -107,12 +108,12 @@ class Completer:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, folder: Path) -> Completer:
-        """Read a checkpoint folder, float32, to a GPU where there is one. Raises UserError where it is not whole."""
+    def load(cls, folder: Path, *, device: str) -> Completer:
+        """Read a checkpoint folder, float32, to `device` ("cpu", "cuda"). Raises UserError where it is not whole."""
         config = ModelConfig(**checkpoint.read_state(folder)["model"])
         model = Transformer(config)
         model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-        return cls(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), config, load_tokenizer(folder / "tokenizer.json"))
+        return cls(model.eval().to(device), config, load_tokenizer(folder / "tokenizer.json"))
 
     def complete(self, prompts: Sequence[str], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> list[str]:
         """A completion for each prompt, ended early once one of its stop strings has come up (and not cut there)."""
@@ -123,6 +124,9 @@ class Completer:
         """The text between `prefix` and `suffix`, asked for in prefix-suffix-middle order (Bavarian et al. 2022)."""
         special = self.tokenizer.special
         before, behind = (self.tokenizer.encode(text).tolist() for text in (prefix, suffix))
+        room = max(self.config.seq_len - sampling.max_new_tokens - 4, 0)  # what does not fit goes from the far ends
+        behind = behind[: max(room // 2, room - len(before))]
+        before = before[max(len(before) + len(behind) - room, 0) :]
         ids = [self.tokenizer.eos_id, special["<fim_prefix>"], *before, special["<fim_suffix>"], *behind, special["<fim_middle>"]]
         return self._texts([ids], sampling, stops=[()], seeds=[seed])[0]
 
@@ -138,5 +142,8 @@ class Completer:
 
     def _text(self, ids: list[int]) -> str:
         """The text of ids that go on from other text: LLaMA's decoder strips a space at the very beginning, here a line end."""
-        line_end = int(self.tokenizer.encode("\n")[-1])
-        return self.tokenizer.decode([line_end, *ids])[1:]
+        return self.tokenizer.decode([self._line_end, *ids])[1:]
+
+    @cached_property
+    def _line_end(self) -> int:
+        return int(self.tokenizer.encode("\n")[-1])

@@ -17,6 +17,7 @@ from typing import Any
 
 from crystal.config import UserError
 
+DAMAGED = "delete it, or give another run.dir"
 Sink = Callable[[dict[str, Any]], None]
 
 
@@ -42,11 +43,14 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, default: Any) -> Any:
     """What a JSON file holds, or `default` where there is none. Raises UserError where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); expected JSON; delete it, or give another run.dir") from error
+        raise UserError(f"{path} is damaged ({error}); expected JSON; {DAMAGED}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}; expected a JSON object; {DAMAGED}")
+    return value
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +58,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines[:-1]]
+    try:
+        records = [json.loads(line) for line in lines[:-1]]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} has a damaged line ({error}); expected JSON; mend or remove that line") from error
     try:
         return records + [json.loads(line) for line in lines[-1:]]
     except json.JSONDecodeError:

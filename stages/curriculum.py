@@ -25,8 +25,10 @@ from stages.recipes import Recipe, recipe
 from stages.record import (
     keep_numbers,
     note_other_bits,
+    only_process,
     refuse_other_data,
     refuse_other_model,
+    refuse_other_tokenizer,
     run_numbers,
     source_of,
     stage_numbers,
@@ -53,9 +55,11 @@ class Run:
 
 def run_curriculum(run: Run) -> None:
     """Train and score every configured stage that is not complete. Raises Stopped (after saving) and UserError."""
-    keep_numbers(run.folder / "numbers.json", run_numbers(run.config))
-    for stage in run.config.stages.values():
-        StageRun(run, recipe(stage, run.config.scale)).complete()
+    with only_process(run.folder):
+        rows = {"tokenizer": run.prepared.manifest["tokenizer_sha256"], "rows": run.prepared.fingerprint()}
+        keep_numbers(run.folder / "numbers.json", run_numbers(run.config) | {"prepared": rows})
+        for stage in run.config.stages.values():
+            StageRun(run, recipe(stage, run.config.scale)).complete()
 
 
 @dataclass
@@ -85,7 +89,7 @@ class StageRun:
             )
         if not (self.folder / "scores" / "baselines.json").exists():
             write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
-        score_checkpoint(last, self.run.config.eval, out=self.folder / "scores")
+        score_checkpoint(last, self.run.config.eval, out=self.folder / "scores", device=self.run.backend.name)
 
     def _train(self) -> None:
         config, prepared, made = self.run.config, self.run.prepared, self.recipe
@@ -132,6 +136,7 @@ class StageRun:
             return state["pending"]
         if source is not None:
             refuse_other_model(source, self.run.config.model)
+            refuse_other_tokenizer(source, self.run.prepared.manifest["tokenizer_sha256"])
             engine.load(source, optimizer=self.recipe.stage.optimizer == "carry")
             engine.step_count = 0
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crystal.config import ScaleConfig, StageConfig
+from crystal.config import ScaleConfig, StageConfig, require
 from crystal.data.loader import Entry
 from crystal.schedule import Piece, Schedule
 from stages.published import CURRICULUM_TOKENS
@@ -29,7 +29,13 @@ def recipe(stage: StageConfig, scale: ScaleConfig) -> Recipe:
     """Scale `stage` so that the three published stages together would take `scale.tokens` (null: as published)."""
     factor = 1.0 if scale.tokens is None else scale.tokens / CURRICULUM_TOKENS
     batch_tokens = scale.batch_rows * scale.seq_len
-    n_steps = max(1, round(stage.tokens * factor / batch_tokens))
+    n_steps = round(stage.tokens * factor / batch_tokens)
+    require(
+        n_steps > 0,
+        f"stage {stage.name} has {stage.tokens * factor:,.0f} tokens at scale.tokens={scale.tokens}",
+        f"at least one step of {batch_tokens:,}",
+        "raise tokens, or lower scale.batch_rows or scale.seq_len",
+    )
     pieces = [Piece(piece.start * scale.lr_factor, piece.end * scale.lr_factor, piece.tokens * factor / batch_tokens) for piece in stage.lr]
     entries = [Entry(name, entry.parts, entry.weight, entry.fim, (entry.slice[0], entry.slice[1])) for name, entry in stage.mixture.items()]
     return Recipe(stage, n_steps, n_steps * batch_tokens, Schedule(pieces), entries)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,10 +104,37 @@ def refuse_other_model(source: Path, model: ModelConfig) -> None:
     require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
 
 
+def refuse_other_tokenizer(source: Path, sha256: str) -> None:
+    """Raise UserError where the checkpoint `source` was trained with another tokenizer than the one of this sha256."""
+    theirs = hashlib.sha256((source / "tokenizer.json").read_bytes()).hexdigest()
+    got = f"{source} was trained with another tokenizer (sha256 {theirs[:12]})"
+    require(
+        theirs == sha256,
+        got,
+        f"the one of the prepared data ({sha256[:12]})",
+        "prepare with data.tokenizer of that checkpoint, or train anew",
+    )
+
+
+@contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory; UserError where another process does. The lock goes with its process, however it ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is training in {run_dir}; expected to be alone; wait for it, or give another run.dir"
+            ) from error
+        yield
+
+
 def refuse_other_numbers(path: Path, numbers: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where `path` holds other settings; nothing is wrong where it is not there."""
     now = json.loads(json.dumps(numbers))
-    different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(read_json(path, now), now)]
+    before = {key: value for key, value in read_json(path, now).items() if key in now}
+    different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(before, now)]
     got = f"{path.parent} was started with other settings: {', '.join(different[:4])}"
     require(not different, got, "the same settings", "give another run.dir, or delete that folder")
 

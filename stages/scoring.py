@@ -30,7 +30,7 @@ MAX_NGRAM_TOKENS = 20_000_000
 BLOCK_ROWS = 256
 
 
-def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str, dict[str, Any]]:
+def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path, device: str) -> dict[str, dict[str, Any]]:
     """Score the checkpoint in `folder` on every configured benchmark; writes `out`/NAME.json and returns them by name."""
     results, completer = {}, None
     protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size")}
@@ -43,7 +43,7 @@ def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str
         else:
             try:
                 benchmark = instantiate(node)
-                completer = completer or Completer.load(folder)
+                completer = completer or Completer.load(folder, device=device)
                 results[name] = score(
                     benchmark,
                     _complete(completer, config),
@@ -54,7 +54,7 @@ def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path) -> dict[str
                     out=path,
                 )
             except BenchmarkAbsent as reason:
-                results[name] = absent(name, str(reason), path)
+                results[name] = before if before.get("status") == "scored" else absent(name, str(reason), path)
         _tell(results[name])
     return results
 

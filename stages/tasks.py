@@ -153,7 +153,7 @@ def evaluate(config: Config) -> None:
     print(f"{'would score' if config.dry_run else 'scoring'} {folder} on {names} into {out}")
     if config.dry_run:
         return
-    score_checkpoint(folder, config.eval, out=out)
+    score_checkpoint(folder, config.eval, out=out, device=chosen_backend(config).name)
 
 
 def generate(config: Config) -> None:
@@ -165,7 +165,7 @@ def generate(config: Config) -> None:
     folder, draw = chosen_checkpoint(config), config.eval
     if config.dry_run:
         return print(f"would draw up to {draw.max_new_tokens} tokens from {folder} at temperature {draw.temperature}")
-    completer = Completer.load(folder)
+    completer = Completer.load(folder, device=chosen_backend(config).name)
     if config.suffix is not None:
         return print(config.prompt + completer.infill(config.prompt, config.suffix, draw.sampling, seed=draw.seed) + config.suffix)
     return print(config.prompt + completer.complete([config.prompt], draw.sampling, stops=[()], seeds=[draw.seed])[0])

@@ -159,7 +159,7 @@ def test_after_ctrl_c_a_sweep_does_not_go_on(runs: list[Config], capsys: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command_line, "run_task", interrupted)
-    assert (command_line.main(["task=prepare"]), capsys.readouterr().err) == (130, "stopped\n")
+    assert (command_line.main(["task=prepare"]), capsys.readouterr().err) == (130, "stopped; the same command goes on from what is done\n")
 
 
 def test_help_names_everything_on_one_page(crystal) -> None:

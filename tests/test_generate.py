@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def test_stop_strings_end_a_completion_once_they_have_come_up(completer, scripte
 
 def test_infill_asks_in_prefix_suffix_middle_order(completer, scripted):
     asked, tokenizer = scripted(" middle"), completer.tokenizer
-    assert completer.infill("before(", ")\nafter", GREEDY, seed=0) == " middle"
+    assert completer.infill("before(", ")\nafter", replace(GREEDY, max_new_tokens=2), seed=0) == " middle"
     special = tokenizer.special
     assert asked == [[
         tokenizer.eos_id, special["<fim_prefix>"], *tokenizer.encode("before(").tolist(), special["<fim_suffix>"],
@@ -202,10 +203,19 @@ def test_infill_asks_in_prefix_suffix_middle_order(completer, scripted):
 
 def test_a_checkpoints_completion_equals_the_naive_loop(trained):
     folder = latest(trained / "stage3" / "checkpoints")
-    completer = Completer.load(folder)
+    completer = Completer.load(folder, device="cpu")
     assert not completer.model.training
     prompts, tokenizer = ["mi", "python(kaper"], completer.tokenizer
     texts = completer.complete(prompts, GREEDY, stops=[(), ()], seeds=[0, 0])
     for prompt, text in zip(prompts, texts, strict=True):
         ids = naive(completer.model, [tokenizer.eos_id, *tokenizer.encode(prompt).tolist()], 9, eos_id=tokenizer.eos_id)
         assert text == tokenizer.decode(ids)
+
+
+def test_infill_drops_the_far_ends_of_what_does_not_fit(completer, scripted):
+    asked, special = scripted("x"), completer.tokenizer.special
+    completer.infill("first " * 20 + "last(", ")next" + " end" * 20, GREEDY, seed=0)
+    ids = asked[0]
+    assert len(ids) == CONFIG.seq_len - GREEDY.max_new_tokens and ids[1] == special["<fim_prefix>"] and ids[-1] == special["<fim_middle>"]
+    gap = ids.index(special["<fim_suffix>"])
+    assert completer.tokenizer.decode(ids[2:gap]).endswith("t(") and completer.tokenizer.decode(ids[gap + 1 : -1]).lstrip().startswith(")n")

@@ -22,7 +22,7 @@ FILES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 
-SETS = {"BASE": "crystal.config crystal.runlog"}
+SETS = {"BASE": "crystal.config crystal.runlog crystal.machine"}
 SETS["PARTS"] = SETS["BASE"] + " crystal.model crystal.data crystal.mup.plan"
 SETS["CORE"] = SETS["PARTS"] + " crystal.engine crystal.optim crystal.schedule crystal.checkpoint"
 SETS["ALL"] = "backends benchmarks conf crystal stages torch numpy"
@@ -32,6 +32,7 @@ RULES = """
 conf                               |                                        |                       |
 crystal                            |                                        |                       |
 crystal.config                     |                                        |                       |
+crystal.machine                    |                                        |                       |
 crystal.runlog                     | crystal.config                         |                       | tensorboard wandb
 crystal.cli                        | BASE                                   | hydra omegaconf       |
 crystal.schedule                   |                                        |                       |

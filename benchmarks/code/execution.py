@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.code.child import NONCE_BYTES, READY
+from crystal.machine import usable_cores
 
 SANDBOX = "subprocess+rlimits"
 MEMORY_BYTES = 1 << 30
@@ -77,7 +78,7 @@ def run_programs(
     def run(program: str) -> Verdict:
         return run_program(program, timeout_s=timeout_s, memory_bytes=memory_bytes, file_bytes=file_bytes)
 
-    with ThreadPoolExecutor(workers or _cores()) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         return list(pool.map(run, programs))
 
 
@@ -164,10 +165,6 @@ def _describe(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _process_limit() -> int:

@@ -99,7 +99,7 @@ def _answers(problems: list[Problem], complete: Complete, n_samples: int) -> lis
 
 
 def _row(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any]:
-    return {"task_id": problem.task_id, "completion": completion, **asdict(verdict)}
+    return {"task_id": problem.task_id, "prompt": problem.prompt, "completion": completion, **asdict(verdict)}
 
 
 def _estimator() -> Callable[[int, list[int], int], Any]:

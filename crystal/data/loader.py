@@ -70,7 +70,7 @@ def resolve_entries(entries: Sequence[Entry], prepared: Prepared, *, empty_sourc
         raise UserError(
             f"the mixture entry {entry.name} (parts {entry.parts}, slice {list(entry.slice)}) has no rows in "
             f"{prepared.folder}; expected some of: {', '.join(prepared.train) or 'none'}; "
-            "mend the entry, add data, or set empty_source=redistribute"
+            "mend the entry, add data, or set data.empty_source=redistribute"
         )
     scale = sum(entry.weight for entry in entries) / sum(entry.weight for entry in full)
     return [replace(entry, weight=entry.weight * scale) for entry in full], [entry.name for entry in empty]
@@ -96,7 +96,7 @@ class Loader:
         fim_rate: float = 0.0, spm_rate: float = 0.5, rank: int = 0, n_ranks: int = 1,
     ) -> None:  # fmt: skip
         if batch_rows < 1 or batch_rows % n_ranks:
-            raise UserError(f"a batch of {batch_rows} rows on {n_ranks} ranks; expected a multiple of the ranks; mend batch_rows")
+            raise UserError(f"a batch of {batch_rows} rows on {n_ranks} ranks; expected a multiple of the ranks; mend scale.batch_rows")
         if not (0 <= fim_rate <= 1 and 0 <= spm_rate <= 1):
             raise UserError(f"FIM rates {fim_rate} and {spm_rate}; expected both in [0, 1]; mend the stage's fim")
         self.prepared, self.entries, self.seed, self.batch_rows = prepared, tuple(entries), seed, batch_rows

@@ -23,7 +23,7 @@ from crystal.data.shards import FORMAT, Prepared, ShardWriter, row_dtype
 from crystal.data.tokenizer import ADDED_TOKENS, FIM_PAD, Tokenizer, load_tokenizer, train_tokenizer
 from crystal.runlog import write_json
 
-BATCH_BYTES = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 SAMPLE_BYTES = 12 << 20  # of text, for training a tokenizer
 SAMPLE_FILES = 64  # of each reader
 SAMPLE_DOCUMENT_CHARACTERS = 1 << 16
@@ -67,11 +67,11 @@ def prepare(
 
 def _check_settings(seq_len: int, holdout: float, valid_rows: int) -> None:
     if seq_len < 8:
-        raise UserError(f"seq_len is {seq_len}; expected at least 8 tokens; raise it")
+        raise UserError(f"seq_len is {seq_len}; expected at least 8 tokens; raise scale.seq_len")
     if not 0 <= holdout < 1:
         raise UserError(f"holdout is {holdout}; expected a share in [0, 1); mend it")
     if valid_rows < 0:
-        raise UserError(f"valid_rows is {valid_rows}; expected 0 or more; mend it")
+        raise UserError(f"valid_rows is {valid_rows}; expected 0 or more; mend data.valid_rows")
 
 
 def _existing(out: Path, spec: dict[str, Any]) -> Prepared | None:
@@ -127,7 +127,9 @@ def _write(
         shutil.copyfile(source, path)
     tokenizer = load_tokenizer(path)
     if tokenizer.n_ids > vocab_size:
-        raise UserError(f"the tokenizer {source} has {tokenizer.n_ids} ids; expected at most vocab_size {vocab_size}; raise it")
+        raise UserError(
+            f"the tokenizer {source} has {tokenizer.n_ids} ids; expected at most vocab_size {vocab_size}; raise data.vocab_size"
+        )
     sinks = _Sinks(folder, tokenizer, spec)
     for reader in readers:
         _encode(reader, sinks, spec["holdout"], progress)
@@ -148,20 +150,20 @@ def _encode(reader: Reader, sinks: _Sinks, holdout: float, progress: Callable[[s
     """One pass over a corpus; a line of progress when a folder of it is done."""
     files = reader.files()
     batch: list[Document] = []
-    n_bytes = n_documents = 0
+    n_characters = n_documents = 0
     for k, file in enumerate(files):
         for document in reader.read(file):
             if not document.text:
                 continue
             batch.append(document)
-            n_bytes += len(document.text)
+            n_characters += len(document.text)
             n_documents += 1
-            if n_bytes >= BATCH_BYTES:
+            if n_characters >= BATCH_CHARACTERS:
                 sinks.add(reader, batch, holdout)
-                batch, n_bytes = [], 0
+                batch, n_characters = [], 0
         if k + 1 == len(files) or files[k + 1].parent != file.parent:
             sinks.add(reader, batch, holdout)
-            batch, n_bytes = [], 0
+            batch, n_characters = [], 0
             progress(f"{file.parent}: {n_documents} documents, {_tokens(sinks.train_counts())} train tokens so far")
             n_documents = 0
 

@@ -143,7 +143,7 @@ def _zstd_lines(path: Path) -> Iterator[bytes]:
 
 def _zstd_chunks(zstandard: Any, path: Path) -> Iterator[bytes]:
     """Decompressed pieces of all frames; ZstdError also where the file ends inside a frame."""
-    frame, started = zstandard.ZstdDecompressor().decompressobj(), False
+    frame, started = zstandard.ZstdDecompressor().decompressobj(), True  # no frame at all is no file either
     with open(path, "rb") as file:
         while data := file.read(READ_BYTES):
             while data:
@@ -170,6 +170,8 @@ def _slimpajama_line(line: bytes, where: str) -> tuple[str, str]:
         raise UserError(f"{where} has no text; {remedy}")
     if not isinstance(source, str):
         raise UserError(f"{where} has no meta.redpajama_set_name; {remedy}")
+    if not re.fullmatch(r"\w[\w.-]*", source):  # it names a folder
+        raise UserError(f"{where} has the set name {source!r}; expected letters, digits, _, . and -; mend or remove the line")
     return _without_lone_surrogates(text), source
 
 
@@ -193,6 +195,9 @@ def _parquet_texts(path: Path) -> Iterator[tuple[int, list[str | None]]]:
         names = file.schema_arrow.names
         if "content" not in names:
             raise UserError(f"{path} has the columns {', '.join(names)}; expected content among them; check the reader's path")
+        kind = str(file.schema_arrow.field("content").type)
+        if kind not in ("string", "large_string"):
+            raise UserError(f"{path} has content of type {kind}; expected string; check the reader's path")
         for group in range(file.num_row_groups):
             try:
                 for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=["content"]):

@@ -215,4 +215,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise UserError(f"{path} has format {got}; expected {FORMAT}; {REMEDY}")
+    missing = {"spec", "label", "eos_id", "vocab_size", "special", "train", "valid", "tokenizer_sha256"} - manifest.keys()
+    if missing:
+        raise UserError(f"{path} has no {', '.join(sorted(missing))}; expected a whole manifest; {REMEDY}")
     return manifest

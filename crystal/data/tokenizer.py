@@ -74,7 +74,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); expected a tokenizer.json; set the tokenizer's path") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); expected a tokenizer.json; give data.tokenizer=FILE") from error
     try:
         inner = tokenizers.Tokenizer.from_str(_with_plain_special_tokens(data))
     except Exception as error:  # the package raises bare Exception on a bad file
@@ -108,7 +108,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> 
     n_pieces = vocab_size - len(ADDED_TOKENS)
     room = n_pieces - len(BASE_TOKENS) - len(BYTE_TOKENS)
     if room < 1:
-        raise UserError(f"vocab_size {vocab_size} is too small; expected at least {vocab_size - room + 1}; raise vocab_size")
+        raise UserError(f"vocab_size {vocab_size} is too small; expected at least {vocab_size - room + 1}; raise data.vocab_size")
     alphabet = _alphabet(texts, max(1, int(room * ALPHABET_SHARE)))
     learner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
     _set_pipeline(tokenizers, learner)

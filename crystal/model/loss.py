@@ -17,8 +17,7 @@ CHUNK_ROWS = 1024  # positions whose logits are alive at once: 1024 x 32,032 flo
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, mask_N: Tensor, scale: float) -> Tensor:
-        needs_grad = x_ND.requires_grad or weight_VD.requires_grad
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, mask_N: Tensor, scale: float, needs_grad: bool) -> Tensor:
         dtype = torch.get_autocast_dtype(x_ND.device.type) if torch.is_autocast_enabled(x_ND.device.type) else x_ND.dtype
         x_ND_lp, weight_lp = x_ND.to(dtype), weight_VD.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
@@ -40,9 +39,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
         grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grad, grad_w * grad, None, None, None
+        return grad_x * grad, grad_w * grad, None, None, None, None
 
 
 def summed_cross_entropy(x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, mask_BT: Tensor, *, scale: float) -> Tensor:
@@ -51,4 +50,7 @@ def summed_cross_entropy(x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, ma
     x_BTD: hidden states. weight_VD: tied table. labels_BT: int64. mask_BT: float32 weights. Matrix products run in the autocast
     type where one is on, softmax and sums in float32.
     """
-    return _LinearCrossEntropy.apply(x_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), mask_BT.flatten().float(), scale)
+    # Asked here, because inside of a Function's forward gradients are always off.
+    needs_grad = torch.is_grad_enabled() and (x_BTD.requires_grad or weight_VD.requires_grad)
+    labels_N, mask_N = labels_BT.flatten(), mask_BT.flatten().float()
+    return _LinearCrossEntropy.apply(x_BTD.flatten(0, 1), weight_VD, labels_N, mask_N, scale, needs_grad)

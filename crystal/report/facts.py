@@ -207,13 +207,13 @@ def provenance(run: Run) -> list[tuple[str, str, bool]]:
     """(what it shows, file in the run, whether the file is there)."""
     rows = [
         ("Model, parameters, device, versions, command, date", "run.json"),
-        ("Every setting, resolved", "config.yaml"),
+        ("Every setting of the last command, resolved", "config.yaml"),
         ("Data label, documents and tokens prepared", "data.json"),
         ("Loss, learning rate and throughput curves; tokens so far; validation at every evaluation", "metrics.jsonl"),
     ]
     for stage in run.stages:
         name, folder = stage.name, f"stage{stage.name}"
-        rows.append((f"Stage {name}: settings", f"{folder}/config.yaml"))
+        rows.append((f"Stage {name}: settings", f"{folder}/numbers.json"))
         rows.append((f"Stage {name}: mixture, steps, tokens, time, fill-in-the-middle", f"{folder}/summary.json"))
         for benchmark in dict.fromkeys((*BENCHMARKS, *stage.scores)):
             what = f"{benchmark_name(benchmark)} after stage {name}: scores and completions"

@@ -9,7 +9,7 @@ V, PAD = 6, 5
 
 
 def losses(train, valid, limit=10**6):
-    return ngram_losses(np.array(train), np.array(valid), vocab_size=V, pad_id=PAD, max_train_tokens=limit)
+    return ngram_losses([np.array(train)], [np.array(valid)], vocab_size=V, pad_id=PAD, max_train_tokens=limit)
 
 
 def test_unigram_by_hand():
@@ -25,7 +25,7 @@ def test_probabilities_sum_to_one_behind_every_token(previous):
     for kind in ("unigram", "bigram"):
         total = 0.0
         for label in range(V):
-            result = ngram_losses(train, np.array([[previous, label]]), vocab_size=V, pad_id=-1, max_train_tokens=999)
+            result = ngram_losses([train], [np.array([[previous, label]])], vocab_size=V, pad_id=-1, max_train_tokens=999)
             total += np.exp(-result[kind]["loss"])
         assert total == pytest.approx(1)
 

@@ -71,7 +71,8 @@ def prepared_data(folder: Path) -> Prepared:
         writer.append(rows_of(part, key))
         train[part] = {"rows": ROWS, "fim_room": part in CODE, "shards": writer.close()}
     manifest = {
-        "format": 1, "label": "golden", "eos_id": EOS, "vocab_size": VOCAB_SIZE, "special": SPECIAL, "spec": {"seq_len": SEQ_LEN},
+        "format": 1, "label": "golden", "eos_id": EOS, "tokenizer_sha256": "none",
+        "vocab_size": VOCAB_SIZE, "special": SPECIAL, "spec": {"seq_len": SEQ_LEN},
         "train": train, "valid": {},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
