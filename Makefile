@@ -1,7 +1,7 @@
 # Crystal's commands. Each sets up what it needs (the environment in .venv) and can be repeated.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# A Linux machine without an NVIDIA GPU can spare itself the CUDA build of torch (2.5 GB): give the address of PyTorch's own index
+# A Linux machine without an NVIDIA GPU can spare itself the CUDA build of torch (gigabytes): give the address of PyTorch's own index
 # of CPU wheels, which pytorch.org/get-started shows: make setup TORCH_INDEX=ADDRESS
 TORCH_INDEX ?=
 

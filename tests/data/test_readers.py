@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -115,3 +117,22 @@ def test_the_sample_data_reads():
     code = StarCoder(str(data / "starcoderdata"))
     file = next(file for file in code.files() if file.parent.name == "c")
     assert sum(1 for _ in code.read(file)) == 236
+
+
+def test_a_set_name_that_is_no_folder_name(tmp_path):
+    line = json.dumps({"text": "a", "meta": {"redpajama_set_name": "../../elsewhere"}})
+    with pytest.raises(UserError, match="line 1 has the set name"):
+        read_all(slimpajama(tmp_path, compress(line)))
+
+
+def test_an_empty_zst(tmp_path):
+    with pytest.raises(UserError, match="example_train_3.jsonl.zst"):
+        read_all(slimpajama(tmp_path, b""))
+
+
+@pytest.mark.parametrize("content", [[1, 2], [b"a", b"b"], [["a"], ["b"]]])
+def test_content_that_is_no_text(tmp_path, content):
+    (tmp_path / "python").mkdir()
+    pq.write_table(pa.table({"content": content}), tmp_path / "python" / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="has content of type .*; expected string"):
+        read_all(StarCoder(str(tmp_path)))
