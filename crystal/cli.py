@@ -91,7 +91,7 @@ def help_page() -> str:
         "  python -m crystal                          three small stages on your own Python's text and code, scored, reported",
         "  python -m crystal stage=2 backend=cuda     stage 2, from stage 1's last checkpoint in the same run directory",
         "  python -m crystal task=plan model=7b       what CrystalCoder costs",
-        "  python -m crystal -m scale.lr_factor=0.3,1 a sweep: one run for each value",
+        "  python -m crystal -m scale.lr_factor=0.1,0.2 a sweep: one run for each value",
         "",
     ]
     for group in GROUPS:
@@ -120,7 +120,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
         group, choice = missing.groups()
         return f"{group}={choice}; expected one of {', '.join(choices(group)) if group in GROUPS else 'its choices'}; pick one"
     if missing := re.search(r"You must specify '(\w+)'", text):
-        return f"no {missing[1]} was chosen; expected one of {', '.join(choices(missing[1]))}; give {missing[1]}=CHOICE"
+        known = list(choices(missing[1]))
+        return f"no {missing[1]} was chosen; expected one of {', '.join(known)}; give {missing[1]}={' or '.join(known)}"
     if unknown := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in ", text):
         return _unknown_key(unknown[1] if "Could not" in text else key, key, getattr(cause, "parent_node", None))
     if several := re.search(r"Ambiguous value for argument '(.*)'\n", text) or re.search(r"Sweep parameters '(.*)' requires", text):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from crystal.machine import usable_cores
+from crystal.machine import memory_bytes, usable_cores
 
 EXTRAS = {
     "data": ("pyarrow", "zstandard"),
@@ -32,8 +31,9 @@ def show_doctor(run_dir: str) -> None:
 def _machine(run_dir: str) -> Iterator[Line]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""
     yield "cores", f"{usable_cores()} usable", ""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield "memory", f"{memory / 2**30:.1f} GiB", "" if memory > 3 * 2**30 else "the tiny run needs 2.5 GiB"
+    memory = memory_bytes()
+    if memory is not None:
+        yield "memory", f"{memory / 2**30:.1f} GiB", "" if memory > 3 * 2**30 else "the tiny run needs 2 GiB"
     there = next(path for path in (Path(run_dir).absolute(), *Path(run_dir).absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     yield "disk", f"{free / 2**30:.1f} GiB free for {run_dir}", "" if free > 2**30 else "the tiny run needs 1 GiB; give run.dir=DIR"

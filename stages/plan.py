@@ -55,7 +55,8 @@ def show_run(config: Config, backend: Backend) -> None:
         done = int(last.name.removeprefix("step-")) if last else 0
         seconds = (made.n_steps - done) * config.scale.batch_rows * config.scale.seq_len * flops / rate
         total_s += seconds
-        begin = f"goes on from step {done:,}" if done else f"starts from {config.init_from or stage.starts_from or 'fresh weights'}"
+        source = config.init_from or (f"stage {stage.starts_from}" if stage.starts_from else "fresh weights")
+        begin = f"goes on from step {done:,}" if done else f"starts from {source}"
         state = "complete, would be skipped" if (folder / "summary.json").exists() else begin
         print(f"stage {stage.name}: {made.tokens:,} tokens, {made.n_steps:,} steps, about {clock(seconds)}; {state}")
     benchmarks = ", ".join(config.eval.benchmarks) or "no benchmarks"

@@ -17,13 +17,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.code.problems import BenchmarkAbsent
-from crystal import checkpoint
+from crystal import checkpoint, machine
 from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.loader import resolve_entries
 from crystal.data.prepare import prepare
 from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
 from crystal.engine import Backend
+from crystal.model.cost import memory_bytes
 from crystal.runlog import write_text
 from stages.recipes import recipe
 from stages.record import refuse_bad_start
@@ -34,6 +35,7 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     from stages.curriculum import Run, run_curriculum
 
     backend = chosen_backend(config)
+    refuse_too_large(config, backend)
     refuse_bad_start(config)
     refuse_bad_benchmarks(config)
     if config.dry_run:
@@ -57,6 +59,18 @@ def chosen_backend(config: Config) -> Backend:
 
         node = {"_target_": "backends.cuda.CudaBackend" if torch.cuda.is_available() else "backends.cpu.CpuBackend"}
     return _made(node, "backend")
+
+
+def refuse_too_large(config: Config, backend: Backend) -> None:
+    """Raise UserError where weights, gradients and optimizer alone are more than a CPU's memory; a GPU says so itself."""
+    need = sum(size for name, size in memory_bytes(config.model, rows=1).items() if name in ("weights", "gradients", "optimizer"))
+    have = machine.memory_bytes()
+    require(
+        backend.name != "cpu" or have is None or need < have,
+        f"model={config.model.name} needs {need / 2**30:.0f} GiB for weights, gradients and optimizer",
+        f"at most this machine's {(have or 0) / 2**30:.0f} GiB",
+        "take a smaller model; task=plan says what each costs",
+    )
 
 
 def refuse_bad_benchmarks(config: Config) -> None:

@@ -55,3 +55,9 @@ def test_a_damaged_line_before_the_last(tmp_path):
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match="metrics.jsonl has a damaged line"):
         read_lines(path)
+
+
+def test_a_model_that_the_memory_cannot_hold(crystal, tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr("crystal.machine.memory_bytes", lambda: 1000)
+    result = crystal(*tiny_overrides, f"run.dir={tmp_path / 'run'}")
+    assert result.status == 2 and "take a smaller model" in result.err and not (tmp_path / "run").exists()

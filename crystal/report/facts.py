@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -138,7 +139,9 @@ def stage_sentence(stage: Stage) -> str:
     finite = [point for point in stage.train if math.isfinite(point.loss)]
     losses = ""
     if finite:
-        losses = f"Training loss {finite[0].loss:.3f} at the first logged step, {finite[-1].loss:.3f} at the last. "
+        tail = finite[-max(1, len(finite) // 25) :]
+        mean = sum(point.loss for point in tail) / len(tail)
+        losses = f"Training loss {finite[0].loss:.3f} at the first logged step, {mean:.3f} as the mean of the last 4 %. "
     done = stage.summary
     if done is None:
         steps = f"at step {stage.train[-1].step:,}" if stage.train else "no step logged"
@@ -226,7 +229,10 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
     """What is needed to do it again."""
     keys = ["command", "created", "crystal", "git", "versions", "device", "backend", "dtype", "threads", "ranks"]
     keys += ["scale", "model", "seq_len", "batch_rows"]
-    return [(key.replace("_", " "), shown(run.facts.get(key))) for key in keys]
+    facts = dict(run.facts)
+    if isinstance(facts.get("command"), list):
+        facts["command"] = shlex.join(map(str, facts["command"]))
+    return [(key.replace("_", " "), shown(facts.get(key))) for key in keys]
 
 
 def created(run: Run) -> str:

@@ -30,13 +30,13 @@ def drawable(value: float) -> bool:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean over `window` values around each (fewer at the ends, evenly on both sides)."""
-    half = window // 2
+    """The mean over `window` values around each; at the start fewer, evenly on both sides; at the end the last `window`."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
-    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
-    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
+    reach = [min(window // 2, i) for i in range(len(values))]
+    spans = [(i - r, i + r + 1) if i + r < len(values) else (max(0, len(values) - window), len(values)) for i, r in enumerate(reach)]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def smoothing_window(stage: Stage) -> int:

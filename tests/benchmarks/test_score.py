@@ -58,7 +58,7 @@ def test_a_score_is_counted_and_written(tmp_path: Path) -> None:
         "sandbox": "subprocess+rlimits",
     }
     passed = {"passed": True, "result": "passed", "reason": ""}
-    assert problems[1] == {"task_id": "sum/1", "completion": "1", **passed}
+    assert problems[1] == {"task_id": "sum/1", "prompt": "1 = ", "completion": "1", **passed}
     assert problems[2]["reason"] == "AssertionError: assert x == 2"
     assert problems[3]["reason"].startswith("SyntaxError")
 

@@ -72,9 +72,9 @@ def test_a_diverged_run_is_drawn_as_far_as_it_is_finite(tmp_path: Path) -> None:
     assert "throughput, tokens per second: not recorded" in drawing
 
 
-def test_smooth_is_a_centred_mean_that_keeps_the_ends() -> None:
+def test_smooth_is_a_centred_mean_that_keeps_the_start_and_ends_with_a_whole_window() -> None:
     values = [5.0, 1.0, 4.0, 4.0, 9.0]
-    assert figures.smooth(values, 3) == [5.0, statistics.mean(values[:3]), 3.0, statistics.mean(values[2:]), 9.0]
+    assert figures.smooth(values, 3) == [5.0, statistics.mean(values[:3]), 3.0, statistics.mean(values[2:]), statistics.mean(values[2:])]
     assert figures.smooth([], 3) == []
 
 
