@@ -126,7 +126,6 @@ class Prepared:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.label: str = manifest["label"]
         self.eos_id: int = manifest["eos_id"]
         self.vocab_size: int = manifest["vocab_size"]
         self.special: dict[str, int] = manifest["special"]

@@ -118,24 +118,12 @@ def _score_tile(run: Run) -> Tile:
     return Tile(label, None, "not scored yet")
 
 
-def duration(seconds: float) -> str:
-    """Two units at most: '42 s', '25 min', '3 h 20 min', '5 d 4 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    for size, large, small in ((1440, "d", "h"), (60, "h", "min")):
-        if minutes >= size:
-            rest = minutes % size // (60 if small == "h" else 1)
-            return f"{minutes // size} {large}" + (f" {rest} {small}" if rest else "")
-    return f"{minutes} min"
-
-
 def percent(share: float) -> str:
     return f"{100 * share:g}\N{NO-BREAK SPACE}%"
 
 
 def stage_sentence(stage: Stage) -> str:
-    """What a stage did: steps, tokens, time, loss, where its weights came from, and its fill-in-the-middle."""
+    """What a stage did: steps, tokens, loss, where its weights came from, and its fill-in-the-middle."""
     finite = [point for point in stage.train if math.isfinite(point.loss)]
     losses = ""
     if finite:
@@ -146,14 +134,13 @@ def stage_sentence(stage: Stage) -> str:
     if done is None:
         steps = f"at step {stage.train[-1].step:,}" if stage.train else "no step logged"
         return f"Not complete: {steps}, {stage.tokens:,} tokens so far. {losses}Its mixture is written at its end."
-    time = f" in {duration(done.seconds)}" if done.seconds is not None else ""
     weights = f"Weights from {done.init_from}" if done.init_from else "Weights freshly drawn"
     optimizer = {"fresh": ", optimizer fresh", "carry": ", optimizer state carried over"}.get(done.optimizer or "", "")
     fim = "No fill-in-the-middle."
     if done.fim_rate:
         spm = f", suffix first in {percent(done.fim_spm)} of them" if done.fim_spm is not None else ""
         fim = f"Fill-in-the-middle in {percent(done.fim_rate)} of the documents of the sources marked FIM{spm}."
-    return f"{done.steps:,} steps, {done.tokens:,} tokens{time}. {losses}{weights}{optimizer}. {fim}"
+    return f"{done.steps:,} steps, {done.tokens:,} tokens. {losses}{weights}{optimizer}. {fim}"
 
 
 def parts(source: Source) -> str:
@@ -217,7 +204,7 @@ def provenance(run: Run) -> list[tuple[str, str, bool]]:
     for stage in run.stages:
         name, folder = stage.name, f"stage{stage.name}"
         rows.append((f"Stage {name}: settings", f"{folder}/numbers.json"))
-        rows.append((f"Stage {name}: mixture, steps, tokens, time, fill-in-the-middle", f"{folder}/summary.json"))
+        rows.append((f"Stage {name}: mixture, steps, tokens, fill-in-the-middle", f"{folder}/summary.json"))
         for benchmark in dict.fromkeys((*BENCHMARKS, *stage.scores)):
             what = f"{benchmark_name(benchmark)} after stage {name}: scores and completions"
             rows.append((what, f"{folder}/scores/{benchmark}.json"))

@@ -40,7 +40,6 @@ class Summary:
     init_from: str | None
     optimizer: str | None
     checkpoint: str | None
-    seconds: float | None
     fim_rate: float | None
     fim_spm: float | None
     mixture: tuple[Source, ...]
@@ -228,7 +227,6 @@ def _summary(fields: Fields) -> Summary:
         init_from=fields.maybe_text("init_from"),
         optimizer=fields.maybe_text("optimizer"),
         checkpoint=fields.maybe_text("checkpoint"),
-        seconds=fields.maybe_number("seconds"),
         fim_rate=fim.maybe_number("rate"),
         fim_spm=fim.maybe_number("spm"),
         mixture=mixture,

@@ -90,7 +90,7 @@ def write_stage(folder: Path, name: str, steps: int) -> None:
     weights = [0.3, 0.2, 0.05, 0.05, 0.04, 0.03, 0.03, 0.15, 0.06, 0.06, 0.03]
     write_json(folder / "summary.json", {
         "stage": name, "status": "complete", "steps": steps, "tokens": samples * ROW, "optimizer": "fresh",
-        "init_from": None if name == "1" else f"stage{int(name) - 1}/checkpoints/last", "seconds": steps * 1.02,
+        "init_from": None if name == "1" else f"stage{int(name) - 1}/checkpoints/last",
         "checkpoint": f"checkpoints/step-{steps:08d}", "fim": {"rate": 0.0 if name == "1" else 0.9, "spm": 0.5},
         "redistributed": ["starcoder/julia"] if name == "3" else [],
         "mixture": [
