@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,7 +52,11 @@ def keep_freed_memory() -> None:
 
 @dataclass
 class CpuBackend:
-    """threads: null takes every core this process may use. dtype: of the matrix products; auto probes the processor."""
+    """The processor as configured.
+
+    threads: null takes OMP_NUM_THREADS, otherwise every core this process may use. dtype: of the matrix products; auto probes the
+    processor.
+    """
 
     name: str = "cpu"
     threads: int | None = None
@@ -73,12 +78,17 @@ class CpuBackend:
         keep_freed_memory()
         same = before if before.get("backend") == "cpu" else {}
         dtype = same.get("dtype", "bfloat16" if bf16_instructions() == "amx" else "float32") if self.dtype == "auto" else self.dtype
-        return CpuEngine(spec, dtype=dtype, threads=self.threads or same.get("threads") or usable_cores())
+        return CpuEngine(spec, dtype=dtype, threads=self.threads or same.get("threads") or default_threads())
 
     def flops_per_s(self) -> float:
         x = torch.randn(1024, 1024)
         fastest_s = min(_seconds(lambda: x @ x) for _ in range(8))
         return TRAINING_SHARE * 2 * 1024**3 / fastest_s
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS, as a sweep's launcher sets it for each of its processes, otherwise every usable core."""
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else usable_cores()
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -94,9 +104,10 @@ class CpuEngine:
         torch.set_num_threads(threads)
         self.spec, self.dtype, self.threads, self.step_count = spec, dtype, threads, 0
         self.model = Transformer(spec.model)
-        initialise(self.model, stds={name: plan.init_std for name, plan in spec.plan.items()}, seed=spec.seed)
+        stds = {name: plan.init_std for name, plan in spec.plan.items()}
+        initialise(self.model, stds=stds, cut_stds=spec.model.init_cut_stds, seed=spec.seed)
         groups = param_groups(self.model.named_parameters(), spec.plan, spec.adamw)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(spec.adamw.beta1, spec.adamw.beta2), eps=spec.adamw.eps, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(spec.adamw.beta1, spec.adamw.beta2), fused=True)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")

@@ -33,6 +33,10 @@ MENDABLE |= dict.fromkeys(IN_THE_WAY, "the path cannot be used ({}); expected a 
 ConfigStore.instance().store("schema", Config)
 
 
+class PointFailed(Exception):
+    """A point of a sweep, perhaps in another process, has said what the user can mend. Hydra passes this on when all points have run."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -46,14 +50,19 @@ def main(argv: list[str] | None = None) -> int:
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def run(composed: DictConfig) -> None:
-        if INTERRUPTED not in statuses:  # or else a sweep would go on with its next point
-            statuses.append(guarded(composed, command, swept))
+        if INTERRUPTED in statuses:  # or else a sweep would go on with its next point
+            return
+        statuses.append(guarded(composed, command, swept))
+        if swept and statuses[-1] == USER_ERROR:
+            raise PointFailed
 
     before, sys.argv = sys.argv, sys.argv[:1]
     try:
         sys.argv += quoted(argv)
         swept |= swept_keys(sys.argv[1:])
         run()
+    except PointFailed:
+        return USER_ERROR
     except UserError as error:
         return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -73,8 +82,12 @@ def main(argv: list[str] | None = None) -> int:
 def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
     """Validate the composed configuration, run its task, and turn what the user can mend into one line and status 2."""
     try:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            composed.run.dir += sweep_suffix(list(HydraConfig.get().overrides.task), swept)
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode is RunMode.MULTIRUN:
+            swept |= set(hydra_config.sweeper.params or {})
+            composed.run.dir = swept_dir(composed, list(hydra_config.overrides.task), swept)
+        elif composed.sweep is not None and composed.task == "train":
+            raise UserError(f"sweep={composed.sweep} without -m; expected python -m crystal -m sweep={composed.sweep}; put -m before it")
         config = OmegaConf.to_object(composed)
         assert isinstance(config, Config)
         refuse_strays(config)
@@ -95,7 +108,7 @@ def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
 def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
     """Each task imports what it needs when it is asked for; a configuration that is refused never loads torch."""
     from crystal.train import Stopped
-    from stages import tasks
+    from stages import exchange, tasks
 
     task = dict(
         train=lambda: tasks.train(config, composed, command),
@@ -103,7 +116,10 @@ def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
         evaluate=lambda: tasks.evaluate(config),
         generate=lambda: tasks.generate(config),
         plan=lambda: tasks.plan(config),
+        replay=lambda: tasks.replay(config),
         report=lambda: tasks.report(config),
+        export=lambda: exchange.export_weights(config),
+        **{"import": lambda: exchange.import_weights(config)},  # a keyword of the language
         doctor=lambda: tasks.doctor(config),
     )[config.task]
     try:
@@ -114,12 +130,16 @@ def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
     return DONE
 
 
-def sweep_suffix(overrides: list[str], swept: set[str]) -> str:
-    """What a sweep adds to the run's name: the swept keys that are not in it already; stages are one run."""
+def swept_dir(composed: DictConfig, overrides: list[str], swept: set[str]) -> str:
+    """A point's run directory: the configured one and the swept keys that do not make another run (stage) or are in its name already.
+
+    The points of a sweep= have a folder together.
+    """
     given = [override.partition("=")[0] for override in overrides]
-    named = {"stage", "task"} if "run.dir" in given else {"stage", "task", "model", "data"}
+    named = {"stage", "task"} if "run.dir" in given else {"stage", "task", "model", "data", "parametrization" if composed.sweep else ""}
     added = [override for key, override in zip(given, overrides, strict=True) if key in swept - named]
-    return "".join("," + re.sub(r"[^\w.=,+-]", "_", override.replace("'", "")) for override in added)
+    name = ",".join(re.sub(r"[^\w.=,+-]", "_", override.replace("'", "")) for override in added)
+    return composed.run.dir + ("/" if composed.sweep else ",") * bool(name) + name
 
 
 def complain(line: str) -> int:

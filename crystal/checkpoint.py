@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +28,41 @@ DAMAGED = "the file is damaged: take another checkpoint; a run goes on from the 
 def save(root: Path, engine: Engine, state: dict[str, Any], *, tokenizer: Path, keep: int) -> Path:
     """Write `root/step-NNNNNNNN` from the engine and `state` (which gets "step"), then drop all but the newest `keep`."""
     folder = root / f"step-{engine.step_count:08d}"
-    temporary = root / f".{folder.name}.tmp"
     for left_by_a_kill in root.glob(".step-*.tmp"):
         shutil.rmtree(left_by_a_kill)
-    temporary.mkdir(parents=True)
-    try:
+    with whole(folder, replace=True) as temporary:
         engine.save(temporary)
-        shutil.copyfile(tokenizer, temporary / "tokenizer.json")
-        (temporary / "state.json").write_text(json.dumps(state | {"step": engine.step_count}, indent=2) + "\n")
-        sums = {path.name: _checksum(path, sync=True) for path in sorted(temporary.iterdir())}
-        (temporary / COMPLETE).write_text(json.dumps(sums, indent=2) + "\n")
-        _checksum(temporary / COMPLETE, sync=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-        _sync_folder(root)  # before older ones go
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        seal(temporary, state | {"step": engine.step_count}, tokenizer=tokenizer)
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+@contextmanager
+def whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder under a temporary name: with all its files on the disk it gets its own when the block has ended well, or it goes."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def seal(folder: Path, state: dict[str, Any], *, tokenizer: Path) -> None:
+    """Make a folder that holds an engine's tensors a checkpoint: add `state`, the tokenizer and COMPLETE."""
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    (folder / COMPLETE).write_text(json.dumps(sums, indent=2) + "\n")
 
 
 def write_tensors(path: Path, value: Any) -> None:
@@ -69,26 +86,24 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         sums = json.loads((folder / COMPLETE).read_text())
         for name, expected in sums.items():
-            got = _checksum(folder / name, sync=False)
+            got = _checksum(folder / name)
             require(got == expected, f"{folder / name} has {got}", f"{expected}", DAMAGED)
         return json.loads((folder / "state.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
         raise UserError(f"{folder} is not a whole checkpoint ({error}); expected one; {DAMAGED}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _checksum(path: Path, *, sync: bool) -> dict[str, int]:
+def _checksum(path: Path) -> dict[str, int]:
     crc = 0
     with open(path, "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
         while block := file.read(1 << 24):
             crc = zlib.crc32(block, crc)
     return {"bytes": path.stat().st_size, "crc32": crc}

@@ -11,14 +11,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crystal.config import UserError, require
 
-GROUPS = ("task", "stage", "model", "data", "backend", "eval", "scale")
+GROUPS = ("task", "stage", "model", "data", "backend", "eval", "scale", "parametrization", "sweep")
 TEXTS = ("prompt", "suffix")
 OPTIONS = ("-m", "--multirun", "--cfg", "--resolve", "--help", "-h")  # of Hydra's, those that are of use here
 SHOWS = ("job", "hydra", "all")  # what --cfg can show
@@ -40,7 +41,22 @@ def quoted(argv: list[str]) -> list[str]:
         else:
             require(option.strip("+~ ") != "", argument or "an empty argument", "key=value or group=choice", SEE_HELP)
     require(argv[-1:] != ["--cfg"], "--cfg", f"one of {', '.join(SHOWS)} behind it", "give --cfg job")
-    return [_quoted(argument) for argument in argv]
+    return [word for argument in argv for word in (_opened(argument) if argument.startswith("config=") else [_quoted(argument)])]
+
+
+def _opened(argument: str) -> list[str]:
+    """Hydra's two options for `config=FILE`, a configuration that begins with Crystal's own and changes what it likes."""
+    path = Path(argument.partition("=")[2])
+    try:
+        found = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{argument} ({error}); expected a YAML file; check the path, or mend the file") from error
+    defaults = found.get("defaults") if isinstance(found, DictConfig) else None
+    begins = isinstance(defaults, ListConfig) and "config" in defaults
+    require(begins, argument, "a file that begins with defaults: [config, _self_]", "task=import makes one of a params.yaml")
+    own = path.suffix != ".yaml" or path.stem in ("config", "schema")
+    require(not own, argument, "a name in .yaml that is not one of Crystal's own", "rename the file")
+    return [f"--config-dir={path.absolute().parent}", f"--config-name={path.stem}"]
 
 
 def _quoted(argument: str) -> str:
@@ -69,6 +85,21 @@ def _literal(text: str) -> str:
     return "'" + re.sub(r"(\\+)$", lambda match: match[1] * 2, text) + "'"
 
 
+def heads(d_model: int, head_dim: int) -> int:
+    """`${heads:D,K}` in conf/: how many heads of head_dim dims make up d_model."""
+    require(d_model % head_dim == 0, f"model.d_model={d_model}", f"a multiple of its heads' {head_dim} dims", "or give model.n_heads too")
+    return d_model // head_dim
+
+
+def swiglu_width(d_model: int) -> int:
+    """`${swiglu_width:D}` in conf/: the ffn width that gives a SwiGLU as many parameters as an ffn of 4 d_model without gate."""
+    return 8 * d_model // 3
+
+
+for resolver in (heads, swiglu_width):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
 def choices(group: str) -> dict[str, str]:
     """The choices of a configuration group, each with the first comment line of its file."""
     found = {}
@@ -91,6 +122,7 @@ def help_page() -> str:
         "  python -m crystal                          three small stages on your own Python's text and code, scored, reported",
         "  python -m crystal stage=2 backend=cuda     stage 2, from stage 1's last checkpoint in the same run directory",
         "  python -m crystal task=plan model=7b       what CrystalCoder costs",
+        "  python -m crystal config=FILE.yaml         a configuration of your own, which begins with defaults: [config, _self_]",
         "  python -m crystal -m scale.lr_factor=0.1,0.2 a sweep: one run for each value",
         "",
     ]

@@ -44,7 +44,11 @@ def refuse_strays(config: Any, owner: str = "") -> None:
 
 @dataclass
 class ModelConfig:
-    """Shape and muP constants of the transformer (DESIGN.md, "CrystalCoder's numbers")."""
+    """Shape and parametrization of the transformer (DESIGN.md, "CrystalCoder's numbers").
+
+    parametrization: "mup" is CrystalCoder's; "sp" is GPT-2's, for comparison: no width multipliers, 1/sqrt(d) attention, one learning
+    rate. depth "completep" divides what a block adds to the residual stream by n_layers / base_layers (Dey et al. 2025, alpha = 1).
+    """
 
     name: str
     d_model: int
@@ -60,9 +64,15 @@ class ModelConfig:
     embedding_scale: float = 14.6
     output_alpha: float = 2.22
     init_std: float = 0.073
+    parametrization: str = "mup"
+    depth: str = "none"
+    base_layers: int = 4
 
     def __post_init__(self) -> None:
-        positive = ("d_model", "n_layers", "n_heads", "d_ffn", "vocab_size", "seq_len", "rotary_base", "norm_eps", "base_width")
+        for key, known in (("parametrization", ("mup", "sp")), ("depth", ("none", "completep"))):
+            require(getattr(self, key) in known, f"model.{key}={getattr(self, key)}", " or ".join(known), f"mend model.{key}")
+        sizes = ("d_model", "n_layers", "n_heads", "d_ffn", "vocab_size", "seq_len", "base_width", "base_layers")
+        positive = (*sizes, "rotary_base", "norm_eps")
         require_positive("model", {key: getattr(self, key) for key in (*positive, "embedding_scale", "output_alpha", "init_std")})
         require(
             self.d_model % self.n_heads == 0,
@@ -99,12 +109,28 @@ class ModelConfig:
 
     @property
     def output_scale(self) -> float:
-        return self.output_alpha / self.width_mult
+        """On the logits."""
+        return self.output_alpha / self.width_mult if self.parametrization == "mup" else self.output_alpha
 
     @property
     def attention_scale(self) -> float:
-        """1/d instead of 1/sqrt(d): muP's attention."""
-        return 1.0 / self.head_dim
+        """On the products of queries and keys: 1/d, muP's, instead of 1/sqrt(d)."""
+        return 1.0 / self.head_dim if self.parametrization == "mup" else self.head_dim**-0.5
+
+    @property
+    def depth_mult(self) -> float:
+        """How much deeper than the base model, where depth is scaled."""
+        return self.n_layers / self.base_layers if self.depth == "completep" else 1.0
+
+    @property
+    def residual_scale(self) -> float:
+        """On what an attention or ffn block adds to the residual stream."""
+        return 1.0 / self.depth_mult
+
+    @property
+    def init_cut_stds(self) -> float:
+        """Initial normals are cut off at so many standard deviations: 2 in CrystalCoder, not at all in GPT-2."""
+        return 2.0 if self.parametrization == "mup" else math.inf
 
 
 @dataclass
@@ -333,6 +359,11 @@ class Config:
     suffix: str | None = None
     checkpoint: str | None = None
     init_from: str | None = None
+    sweep: str | None = None
+    source: str | None = None
+    out: str | None = None
+    format: str = "hf"
+    dtype: str = "float32"
     devices: int = 1
     dry_run: bool = False
 

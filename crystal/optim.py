@@ -12,17 +12,17 @@ from crystal.mup.plan import Plan
 
 
 def param_groups(parameters: Iterable[tuple[str, nn.Parameter]], plan: Plan, config: AdamWConfig) -> list[dict]:
-    """One group for each pair (learning-rate multiple, weight decay), every parameter in exactly one.
+    """One group for each (learning-rate multiple, weight decay, eps), every parameter in exactly one.
 
     Returns torch optimizer groups with the extra keys `lr_mult` and `names`. Decay is AdamW's decoupled one, multiplied by the group's
     learning rate and not by muP's width (`decoupled_wd` of mup's repository; the released 1.0.0 differs).
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, float], dict] = {}
     names = set()
     for name, parameter in parameters:
         names.add(name)
-        key = plan[name].lr_mult, config.weight_decay if plan[name].decay else 0.0
-        group = groups.setdefault(key, {"params": [], "names": [], "lr_mult": key[0], "weight_decay": key[1]})
+        key = plan[name].lr_mult, config.weight_decay if plan[name].decay else 0.0, config.eps * plan[name].eps_mult
+        group = groups.setdefault(key, {"params": [], "names": [], "lr_mult": key[0], "weight_decay": key[1], "eps": key[2]})
         group["params"].append(parameter)
         group["names"].append(name)
     assert names == set(plan), f"parameters without a plan, or plans without a parameter: {names ^ set(plan)}"

@@ -6,6 +6,7 @@ a kill goes on where it stopped.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ class StageRun:
             print(f"stage {self.name}: complete, skipped")
         else:
             self._train()
+        if self.run.config.sweep is not None:  # a point is compared by its losses: no weights are kept, nothing is scored
+            return shutil.rmtree(self.checkpoints, ignore_errors=True)
         last = checkpoint.latest(self.checkpoints)
         if last is None:
             raise UserError(
@@ -160,7 +163,8 @@ class StageRun:
         summary = {
             "stage": self.name, "status": "complete", "steps": made.n_steps, "tokens": made.tokens,
             "init_from": None if source is None else str(source), "optimizer": made.stage.optimizer,
-            "checkpoint": str(checkpoint.latest(self.checkpoints)), "fim": {"rate": loader.fim_rate, "spm": loader.spm_rate},
+            "checkpoint": None if self.run.config.sweep else str(checkpoint.latest(self.checkpoints)),
+            "fim": {"rate": loader.fim_rate, "spm": loader.spm_rate},
             "seed": loader.seed, "mixture": mixture, "redistributed": redistributed,
         }  # fmt: skip
         write_json(self.folder / "summary.json", summary)

@@ -70,7 +70,7 @@ def refuse_bad_start(config: Config) -> None:
     """Raise UserError, before any data is read, where the run was started otherwise or a stage has nothing to start from."""
     run_dir = Path(config.run.dir)
     refuse_other_numbers(run_dir / "numbers.json", run_numbers(config))
-    complete = {path.parent.name.removeprefix("stage") for path in run_dir.glob("stage*/summary.json")}
+    complete = completed_stages(config)
     for name, stage in config.stages.items():
         refuse_other_numbers(run_dir / f"stage{name}" / "numbers.json", stage_numbers(config, stage))
         made_first = config.init_from is None and stage.starts_from in config.stages.keys() - complete
@@ -78,6 +78,11 @@ def refuse_bad_start(config: Config) -> None:
             source = source_of(config, stage)
             if source is not None:
                 refuse_other_model(source, config.model)
+
+
+def completed_stages(config: Config) -> set[str]:
+    """Names of the stages that the run directory holds whole."""
+    return {path.parent.name.removeprefix("stage") for path in Path(config.run.dir).glob("stage*/summary.json")}
 
 
 def source_of(config: Config, stage: StageConfig) -> Path | None:
@@ -117,12 +122,12 @@ def refuse_other_tokenizer(source: Path, sha256: str) -> None:
 
 
 @contextmanager
-def only_process(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory; UserError where another process does. The lock goes with its process, however it ends."""
+def only_process(run_dir: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the run directory; where another process does, UserError or wait. The lock goes with its process, however it ends."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
                 f"another process is training in {run_dir}; expected to be alone; wait for it, or give another run.dir"

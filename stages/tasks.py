@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pkgutil
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from crystal.engine import Backend
 from crystal.model.cost import memory_bytes
 from crystal.runlog import write_text
 from stages.recipes import recipe
-from stages.record import refuse_bad_start
+from stages.record import completed_stages, only_process, refuse_bad_start
 
 
 def train(config: Config, composed: DictConfig, command: list[str]) -> None:
@@ -43,12 +43,15 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
 
         refuse_missing_corpus(config)
         return show_run(config, backend)
+    if config.sweep is not None and config.stages.keys() <= completed_stages(config):
+        return print(f"{config.run.dir}: complete, skipped")
     prepared = prepared_data(config)
     for stage in config.stages.values():  # a source without rows stops all stages, not only its own
         resolve_entries(recipe(stage, config.scale).entries, prepared, empty_source=config.data.empty_source)
     write_text(Path(config.run.dir) / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
     run_curriculum(Run(config, backend, prepared, command))
-    report(config)
+    if config.sweep is None:
+        report(config)
 
 
 def chosen_backend(config: Config) -> Backend:
@@ -126,6 +129,11 @@ def refuse_missing_corpus(config: Config) -> None:
 def prepared_data(config: Config) -> Prepared:
     """The prepared data of `config`: made where it is not there yet, opened and checked where it is."""
     data = config.data
+    with only_process(Path(data.out).parent, wait=True) if config.sweep else nullcontext():  # its points may all come here at once
+        return _prepared_data(config, data)
+
+
+def _prepared_data(config: Config, data: DataConfig) -> Prepared:
     if data.harvest is not None and not Path(data.harvest["out"]).exists():
         print(f"harvesting text and code from this Python installation into {data.harvest['out']}", file=sys.stderr)
         _made(data.harvest, "data.harvest")
@@ -152,6 +160,14 @@ def chosen_checkpoint(config: Config) -> Path:
         if last is not None:
             return last
     raise UserError(f"no checkpoint in {config.run.dir}; expected a trained stage; train first, or give checkpoint=DIR or run.dir=DIR")
+
+
+def new_file(config: Config) -> Path:
+    """out=FILE. Raises UserError where it is not given or there already."""
+    require(config.out is not None, f"task={config.task} without out", "a file to write", "give out=FILE")
+    out = Path(str(config.out))
+    require(not out.exists(), f"out={out} is there already", "a file that is not there yet", "give another out, or delete it")
+    return out
 
 
 def evaluate(config: Config) -> None:
@@ -189,6 +205,12 @@ def plan(config: Config) -> None:
     from stages.plan import show_plan
 
     show_plan(config)
+
+
+def replay(config: Config) -> None:
+    from stages.replay import replay
+
+    replay(config)
 
 
 def report(config: Config) -> None:

@@ -138,8 +138,9 @@ def test_swept_keys() -> None:
 def test_a_failed_point_of_a_sweep_is_reported_and_the_rest_run(runs: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["-m", "task=plan", "optim.beta1=0.8,1,0.9"]) == 2
     assert [config.optim.beta1 for config in runs] == [0.8, 0.9]
-    (line,) = capsys.readouterr().err.splitlines()
+    line, point = capsys.readouterr().err.splitlines()
     assert line.startswith("error: optim.beta1=1.0; expected a value from 0 to below 1")
+    assert "optim.beta1=1" in point  # Hydra's, after all the others
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from stages.published import CURRICULUM_TOKENS, PARAMETERS
 from stages.recipes import recipe
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("model", "stage", "backend", "data", "eval", "scale")
+GROUPS = ("model", "stage", "backend", "data", "eval", "scale", "parametrization")
 # d_model x layers, and parameters with CrystalCoder's 32,032 ids.
 PRESETS = {
+    "proxy": (64, 2, 2_150_056),
     "tiny": (256, 4, 11_359_056),
     "40m": (512, 6, 35_316_732),
     "100m": (768, 10, 95_491_072),
@@ -105,7 +106,8 @@ def test_a_preset_has_its_size(name: str) -> None:
     built = sum(parameter.numel() for parameter in meta_model(model).parameters())
     assert (model.d_model, model.n_layers, sum(parameters(model).values())) == PRESETS[name]
     assert built == PRESETS[name][-1]
-    assert (model.d_ffn, model.head_dim, model.rotary_dims) == (int(8 * model.d_model / 3), 128, 32)
+    head_dim = 32 if name == "proxy" else 128
+    assert (model.d_ffn, model.head_dim, model.rotary_dims) == (int(8 * model.d_model / 3), head_dim, head_dim // 4)
 
 
 # Steps, rates at given steps, and the commonest sources' shares, from the three released params.yaml files.

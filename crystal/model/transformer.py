@@ -8,6 +8,7 @@ parameter with one key cannot. The loss is taken inside `forward`, where a shard
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,10 +56,11 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm_ffn = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
+        self.residual_scale = config.residual_scale
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attn(self.norm_attn(x_BTD), cos, sin, cache)
-        return x_BTD + self.ffn(self.norm_ffn(x_BTD))
+        x_BTD = torch.add(x_BTD, self.attn(self.norm_attn(x_BTD), cos, sin, cache), alpha=self.residual_scale)
+        return torch.add(x_BTD, self.ffn(self.norm_ffn(x_BTD)), alpha=self.residual_scale)
 
 
 class Transformer(nn.Module):

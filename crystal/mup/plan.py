@@ -21,13 +21,14 @@ RESIDUAL_OUTPUTS = ("attn.out.weight", "ffn.down.weight")
 
 @dataclasses.dataclass(frozen=True)
 class ParamPlan:
-    """One parameter's treatment: initial standard deviation (0: constant), learning-rate multiple, whether it is decayed."""
+    """One parameter's treatment: initial standard deviation (0: constant), multiples of learning rate and AdamW's eps, decayed or not."""
 
     kind: str  # "embedding" (one infinite dim, a matrix) | "matrix" (two infinite dims) | "vector" (biases and LayerNorms)
     width_mult: float
     lr_mult: float
     init_std: float
     decay: bool
+    eps_mult: float = 1.0
 
 
 Plan = Mapping[str, ParamPlan]
@@ -45,6 +46,8 @@ def derive(config: ModelConfig) -> dict[str, ParamPlan]:
     Infinite dims (those that grow with width: d_model, ffn, q/k/v) are found by comparing with a model of twice the width; their base
     is dim / (d_model / base_width). Learning-rate multiples are those of `mup.MuAdamW`; standard deviations follow Tensor Programs V,
     table 8: fan-in scaling for matrices, none for the embedding, and 1/sqrt(2 layers) more for what writes to the residual stream.
+    Under "sp" all widths are the base's. Under depth "completep" the initial values are those of base_layers, and AdamW's eps shrinks
+    with the gradients of the blocks (Dey et al. 2025, table 1; the learning rates stay).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # seaborn and pandas, which mup imports for its plots
@@ -66,11 +69,14 @@ def derive(config: ModelConfig) -> dict[str, ParamPlan]:
 def _plan(config: ModelConfig, name: str, parameter: torch.nn.Parameter, *, lr_mult: float) -> ParamPlan:
     infshape = parameter.infshape  # type: ignore[attr-defined]
     width_mult = float(infshape.width_mult())
+    if config.parametrization == "sp":
+        width_mult = lr_mult = 1.0
+    eps_mult = 1.0 / config.depth_mult if name.startswith("blocks.") else 1.0
     if parameter.ndim == 1:
-        return ParamPlan("vector", width_mult, lr_mult, init_std=0.0, decay=False)
+        return ParamPlan("vector", width_mult, lr_mult, init_std=0.0, decay=False, eps_mult=eps_mult)
     if infshape.ninf() == 1:
-        return ParamPlan("embedding", width_mult, lr_mult, init_std=config.init_std, decay=True)
+        return ParamPlan("embedding", width_mult, lr_mult, init_std=config.init_std, decay=True, eps_mult=eps_mult)
     std = config.init_std * width_mult**-0.5
     if name.endswith(RESIDUAL_OUTPUTS):
-        std *= (2 * config.n_layers) ** -0.5
-    return ParamPlan("matrix", width_mult, lr_mult, init_std=std, decay=True)
+        std *= (2 * config.n_layers / config.depth_mult) ** -0.5
+    return ParamPlan("matrix", width_mult, lr_mult, init_std=std, decay=True, eps_mult=eps_mult)

@@ -1,0 +1,123 @@
+"""Hugging Face folders to Crystal's checkpoints and back: import_checkpoint, export_crystalcoder, export_stock.
+
+The surprise: no model is ever built here. Tensors go from file to file one at a time, so what a 7 B model takes is the memory of its
+largest tensor, and transformers is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crystal import checkpoint
+from crystal.config import ModelConfig, require
+from crystal.data.tokenizer import EOS, FIM_PAD, Tokenizer, load_tokenizer
+from crystal.release import fold, layout, shards
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def source_config(source: Path) -> ModelConfig:
+    """The model in a folder of the published layout. Raises UserError where it is not one."""
+    return layout.model_config(shards.read_object(source / "config.json"), name=source.name)
+
+
+def import_checkpoint(source: Path, out: Path, *, tokenizer: Path | None) -> ModelConfig:
+    """Write the checkpoint `out` from a folder of the published layout, float32; tokenizer None: the folder's own.
+
+    Raises UserError, with nothing written, for what is missing, of another model, or not only tensors.
+    """
+    config, weights = source_config(source), shards.shard_files(source)
+    tokenizer = tokenizer or source / "tokenizer.json"
+    expected = "a tokenizer.json in the folder that is imported, or another by data.tokenizer=FILE"
+    require(tokenizer.is_file(), f"no {tokenizer}", expected, "give data.tokenizer=FILE")
+    refuse_small_table(config, load_tokenizer(tokenizer))
+    with checkpoint.whole(out) as folder:
+        shards.write_weights(folder / "weights.pt", layout.crystal_shapes(config), _crystal_tensors(config, weights))
+        state = {"step": 0, "weights_only": True, "model": asdict(config), "imported_from": str(source)}
+        checkpoint.seal(folder, state, tokenizer=tokenizer)
+    return config
+
+
+def refuse_small_table(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError where the tokenizer has ids that the model has not."""
+    got = f"the tokenizer has {tokenizer.n_ids} ids, CrystalCoder's 18 added tokens included"
+    require(tokenizer.n_ids <= config.vocab_size, got, f"at most the model's {config.vocab_size}", "give the model's own tokenizer")
+
+
+def _crystal_tensors(config: ModelConfig, weights: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Crystal's tensors as they come out of the published files. Raises UserError where those are not just the ones of `config`."""
+    rows, shapes = layout.table(config.n_layers), layout.published_shapes(config)
+    tables: dict[str, str] = {}
+    seen = set()
+    for name, tensor in shards.read_tensors(weights):
+        known = name in rows or name == layout.HEAD
+        require(known and name not in seen, f"{weights[0].parent} holds {name}", "each of the model's tensors once, no other", "fetch it again")
+        seen.add(name)
+        shape = shapes[layout.EMBEDDING if name == layout.HEAD else name]
+        got = f"{name} has shape {tuple(tensor.shape)}"
+        require(tensor.shape == shape, got, f"{tuple(shape)} by config.json", "fetch both again")
+        if name in (layout.HEAD, layout.EMBEDDING):
+            tables[name] = hashlib.sha256(tensor.contiguous().float().numpy().data).hexdigest()
+        for ours, part in zip(rows.get(name, []), layout.split(name, tensor, len(rows.get(name, []) or [1])), strict=False):
+            yield ours, part
+    missing = sorted(rows.keys() - seen)
+    require(not missing, f"no {', '.join(missing[:3])} ({len(missing)} missing)", "every tensor of the model", "fetch it again")
+    require(len(set(tables.values())) == 1, f"{layout.HEAD} is not {layout.EMBEDDING}", "a tied table", "it is another model: leave it")
+
+
+def export_crystalcoder(source: Path, out: Path, *, dtype: str) -> None:
+    """Write the checkpoint `source` as a Hugging Face folder in the published layout, with modelling code of our own."""
+    config, tokenizer = _opened(source)
+    with checkpoint.whole(out) as folder:
+        tensors = _published_tensors(config, source)
+        shards.write_safetensors(folder, layout.published_shapes(config), tensors, DTYPES[dtype])
+        for name in ("configuration_crystalcoder.py", "modeling_crystalcoder.py"):
+            shutil.copyfile(str(files("crystal.release") / "hub" / name), folder / name)
+        _write_rest(folder, layout.published_config(config, dtype=dtype), config, tokenizer)
+
+
+def _published_tensors(config: ModelConfig, source: Path) -> Iterator[Tensor]:
+    for name, parts in layout.table(config.n_layers).items():
+        ours = shards.open_weights(source)
+        yield layout.joined(name, [ours[part] for part in parts])
+
+
+def export_stock(source: Path, out: Path, *, dtype: str) -> None:
+    """Write the checkpoint `source` as a StableLM for stock transformers and vLLM: the same logits, see crystal/release/fold.py."""
+    config, tokenizer = _opened(source)
+    with checkpoint.whole(out) as folder:
+        tensors = fold.stock_tensors(config, partial(shards.open_weights, source))
+        shards.write_safetensors(folder, fold.stock_shapes(config), tensors, DTYPES[dtype])
+        _write_rest(folder, fold.stock_config(config, dtype=dtype), config, tokenizer)
+
+
+def _opened(source: Path) -> tuple[ModelConfig, Tokenizer]:
+    config = ModelConfig(**checkpoint.read_state(source)["model"])
+    return config, load_tokenizer(source / "tokenizer.json")
+
+
+def _write_rest(folder: Path, hf: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """config.json, generation_config.json and the tokenizer. A text begins with </s>, as in the training rows; <s> is never seen there."""
+    ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.special[FIM_PAD]}
+    names: Mapping[str, Any] = {"bos_token": EOS, "eos_token": EOS, "unk_token": "<unk>", "pad_token": FIM_PAD}
+    special = dict(names) | {"additional_special_tokens": [name for name in tokenizer.special if name not in names.values()]}
+    manner = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.seq_len, "clean_up_tokenization_spaces": False}
+    for name, value in {
+        "config.json": hf | ids,
+        "generation_config.json": ids,
+        "tokenizer_config.json": manner | special,
+        "special_tokens_map.json": special,
+    }.items():
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")

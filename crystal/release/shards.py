@@ -1,0 +1,168 @@
+"""Tensors in files: read a Hugging Face folder one tensor at a time, write weights.pt and safetensors the same way.
+
+The surprise: what is nothing but zero bits is not written. The file has a hole there, which reads as zeros and takes no disk: that is
+how a model of 7 B parameters goes both ways in a test. Files are written at offsets, not mapped: a full disk is then an OSError and
+not a dead process, and what has been written does not count as this process's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from crystal.config import UserError, require
+
+SHARD_BYTES = 2 * 10**9
+KINDS = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16"}
+HEADER = struct.Struct("<Q")
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The files that hold a Hugging Face folder's tensors. Raises UserError where there are none or one is missing."""
+    for name in KINDS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = [folder / Path(file).name for file in sorted(set(read_object(index).get("weight_map", {}).values()))]
+            missing = [file.name for file in files if not file.is_file()]
+            require(bool(files) and not missing, f"{folder} has no {', '.join(missing) or 'weight_map'}", f"what {index.name} names", "fetch it")
+            return files
+    raise UserError(f"{folder} has no weights; expected {' or '.join(KINDS)}, whole or in shards with an index; give source=DIR")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of somebody else's folder. Raises UserError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected a Hugging Face folder with that file; check the path") from error
+    require(isinstance(value, dict), f"{path} holds {type(value).__name__}", "a JSON object", "fetch it again")
+    return value
+
+
+def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor), mapped from its file, one file at a time; drop the tensor before the next. UserError for what is no float."""
+    for file in files:
+        for name, tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            good = isinstance(tensor, Tensor) and kind in FLOATS and tensor.device.type == "cpu" and tensor.layout == torch.strided
+            require(good, f"{file} holds {name}, a {kind}", "float32, bfloat16 or float16", "take the weights before quantisation")
+            yield name, tensor
+
+
+def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise UserError(
+            f"{file.name} needs the package safetensors ({error}); expected it; run: pip install 'crystal-trainer[hf]'"
+        ) from error
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+                yield name, opened.get_tensor(name)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); expected safetensors; fetch it again") from error
+
+
+def _pickled(file: Path) -> Iterator[tuple[str, Any]]:
+    """The entries of a .bin file, without running any code in it."""
+    try:
+        try:
+            tensors = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            tensors = torch.load(file, weights_only=True, map_location="cpu")  # torch's format before 1.6, which cannot be mapped
+        entries = dict(tensors)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged or a malicious file makes of the unpickler
+        why = str(error).split(". ")[0].split("\n")[0]
+        raise UserError(f"{file} is not read ({why}); expected tensors and nothing else; fetch it again, or take safetensors") from error
+    yield from entries.items()
+
+
+def open_weights(folder: Path) -> Mapping[str, Tensor]:
+    """A checkpoint's weights, mapped: they come into memory as they are read."""
+    return torch.load(folder / "weights.pt", weights_only=True, mmap=True)
+
+
+def write_weights(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """A weights.pt as torch.save would write it, float32, from tensors that come one at a time in any order, each once."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    version = f"torch {torch.__version__}"
+    require(hasattr(torch.UntypedStorage, "_checkpoint_offset"), version, "2.7 or newer", "pip install 'crystal-trainer[hf]'")
+    with FakeTensorMode():
+        reserved = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(reserved, path)
+    with FakeTensorMode():
+        offsets = {name: tensor.untyped_storage()._checkpoint_offset for name, tensor in torch.load(path, weights_only=True).items()}
+    with open(path, "r+b") as file:
+        for name, tensor in tensors:
+            assert tensor.shape == torch.Size(shapes[name]), name
+            _put(file, offsets[name], tensor.float())
+
+
+def write_safetensors(folder: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """model.safetensors, in shards with an index where it is large, from tensors that come one at a time in the order of `shapes`.
+
+    By hand, because the package's own writer wants a shard's tensors all at once.
+    """
+    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
+    shards = _cut(sizes)
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)] if len(shards) > 1 else [KINDS[0]]
+    stream = iter(tensors)
+    for file_name, shard in zip(names, shards, strict=True):
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in shard:
+            header[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shapes[name]), "data_offsets": [end, end + sizes[name]]}
+            end += sizes[name]
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with open(folder / file_name, "wb") as file:
+            file.write(HEADER.pack(len(text)) + text)
+            start = file.tell()
+            file.truncate(start + end)
+            for name in shard:
+                tensor = next(stream)
+                assert tensor.shape == torch.Size(shapes[name]), name
+                _put(file, start + header[name]["data_offsets"][0], tensor.to(dtype))
+    assert next(stream, None) is None
+    if len(shards) > 1:
+        placed = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": placed}
+        (folder / f"{KINDS[0]}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _cut(sizes: Mapping[str, int]) -> list[list[str]]:
+    """The names in shards of at most SHARD_BYTES, in order; a larger tensor has its own."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _put(file: BinaryIO, offset: int, tensor: Tensor) -> None:
+    """Write the bytes of `tensor` at `offset`, unless all of them are zero: what was never written reads as zeros."""
+    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    if data[:4096].any() or data.any():
+        file.seek(offset)
+        file.write(data.data)
