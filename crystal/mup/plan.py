@@ -8,6 +8,7 @@ width is a sixteenth of 10922.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -68,7 +69,7 @@ def derive(config: ModelConfig) -> dict[str, ParamPlan]:
 
 def _plan(config: ModelConfig, name: str, parameter: torch.nn.Parameter, *, lr_mult: float) -> ParamPlan:
     infshape = parameter.infshape  # type: ignore[attr-defined]
-    width_mult = float(infshape.width_mult())
+    width_mult, lr_mult = (_exact(value, config.width_mult) for value in (float(infshape.width_mult()), lr_mult))
     if config.parametrization == "sp":
         width_mult = lr_mult = 1.0
     eps_mult = 1.0 / config.depth_mult if name.startswith("blocks.") else 1.0
@@ -80,3 +81,9 @@ def _plan(config: ModelConfig, name: str, parameter: torch.nn.Parameter, *, lr_m
     if name.endswith(RESIDUAL_OUTPUTS):
         std *= (2 * config.n_layers / config.depth_mult) ** -0.5
     return ParamPlan("matrix", width_mult, lr_mult, init_std=std, decay=True, eps_mult=eps_mult)
+
+
+def _exact(value: float, m: float) -> float:
+    """`value` as 1, m or 1/m, which it is but for a last bit: dim / (dim / m) is not always m, and one group must not become two."""
+    (exact,) = {exact for exact in (1.0, m, 1 / m) if math.isclose(value, exact, rel_tol=1e-12)}
+    return exact

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystal.config import AdamWConfig, ModelConfig
+from crystal.config import AdamWConfig, ModelConfig, UserError
 from crystal.model.transformer import Transformer
 from crystal.mup.plan import ParamPlan, derive, meta_model
 from crystal.optim import param_groups
@@ -60,6 +60,61 @@ def test_equals_mup_asked_its_own_way(widths):
         assert (plan[name].kind == "matrix") == (p.infshape.ninf() == 2), name
 
 
+@pytest.mark.parametrize("d_model", [64, 512])
+def test_initial_values_have_the_spread_that_mup_gives(d_model):
+    """`mup.normal_` knows the base width; what CrystalCoder adds to it is 1/sqrt(2 layers) on what writes to the residual stream."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mup
+
+    def config(width: int) -> ModelConfig:
+        return ModelConfig("m", width, 3, width // 32, 8 * width // 3, 500, 128)
+
+    model = Transformer(config(d_model))
+    mup.set_base_shapes(model, mup.make_base_shapes(meta_model(config(256)), meta_model(config(512))), rescale_params=False)
+    torch.manual_seed(0)
+    for name, plan in derive(config(d_model)).items():
+        p = model.get_parameter(name)
+        if plan.kind == "vector":
+            assert plan.init_std == 0
+            continue
+        std = config(d_model).init_std * (1 if not name.endswith(("attn.out.weight", "ffn.down.weight")) else 6**-0.5)
+        mup.normal_(p, std=std)
+        assert p.std().item() == pytest.approx(plan.init_std, rel=5 / p.numel() ** 0.5), name
+
+
+def test_the_standard_parametrization_is_gpt2s():
+    config = dataclasses.replace(CRYSTALCODER, parametrization="sp", embedding_scale=1.0, output_alpha=1.0, init_std=0.02)
+    plan = derive(config)
+    assert {p.lr_mult for p in plan.values()} == {p.eps_mult for p in plan.values()} == {p.width_mult for p in plan.values()} == {1.0}
+    assert {name: p.decay for name, p in plan.items()} == {name: p.decay for name, p in derive(CRYSTALCODER).items()}
+    for name, p in plan.items():
+        outputs = name.endswith(("attn.out.weight", "ffn.down.weight"))
+        assert p.init_std == (0 if p.kind == "vector" else pytest.approx(0.02 / 8) if outputs else 0.02), name
+    assert (config.output_scale, config.attention_scale, config.init_cut_stds) == (1.0, 128**-0.5, float("inf"))
+
+
+def test_depth_is_scaled_as_completep_says():
+    """At base_layers nothing changes; four times as deep, branches count a quarter and AdamW's eps follows their gradients."""
+    base, deep = (small_config(n_layers=n, depth="completep", base_layers=2) for n in (2, 8))
+    assert derive(base) == derive(small_config(n_layers=2))
+    assert (base.residual_scale, deep.residual_scale) == (1.0, 0.25)
+    shallow, plan = derive(base), derive(deep)
+    for name, p in plan.items():
+        same = shallow[re.sub(r"blocks\.\d+", "blocks.0", name)]
+        assert p == dataclasses.replace(same, eps_mult=0.25 if name.startswith("blocks.") else 1.0), name
+    model = Transformer(deep)
+    eps = {name: group["eps"] for group in param_groups(model.named_parameters(), plan, AdamWConfig()) for name in group["names"]}
+    assert eps == {name: AdamWConfig().eps * p.eps_mult for name, p in plan.items()}
+
+
+@pytest.mark.parametrize("changes", [dict(parametrization="ntk"), dict(depth="half"), dict(base_layers=0)], ids=str)
+def test_an_unknown_parametrization_is_refused(changes):
+    (key,) = changes
+    with pytest.raises(UserError, match=f"model.{key}="):
+        small_config(**changes)
+
+
 @needs_golden
 def test_the_published_optimizer_groups():
     hf = json.loads((PARITY / "hf" / "config.json").read_text())
@@ -83,6 +138,13 @@ def test_narrower_than_the_base():
     assert plan["blocks.0.ffn.down.weight"].lr_mult == 4.0
     assert plan["embed.weight"].lr_mult == plan["norm_out.bias"].lr_mult == 1.0
     assert config.output_scale == 4 * config.output_alpha
+
+
+@pytest.mark.parametrize("d_model", [448, 7552, 4096, 192])
+def test_one_width_has_one_learning_rate(d_model):
+    plan = derive(ModelConfig("m", d_model, 1, d_model // 64, 8 * d_model // 3, 100, 16))
+    assert {p.lr_mult for p in plan.values() if p.kind == "matrix"} == {256 / d_model}
+    assert {p.width_mult for p in plan.values() if p.kind == "matrix"} == {d_model / 256}
 
 
 def test_at_the_base_width_nothing_is_scaled():
