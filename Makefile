@@ -12,7 +12,7 @@ setup: .venv/.complete
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old; expected Python 3.11 or newer; give make PYTHON=PATH" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		--editable '.[data,eval,report,dev]'
+		--editable '.[data,eval,report,sweep,hf,dev]'
 	@touch $@
 
 run: setup       ## three tiny stages on text and code from this Python installation, scored, reported in runs/tiny-sample/report
@@ -31,7 +31,7 @@ gpu-check: setup ## what needs an NVIDIA GPU; see benchmarks/README.md
 	$(BIN)/python -m pytest tests/gpu --run-gpu
 
 cerebras-check: .venv-cerebras/.complete ## the model, muP and the optimizer under the Cerebras SDK's own torch 2.4.0; downloads 3 GB once
-	.venv-cerebras/bin/python -m pytest tests/model tests/mup tests/test_optim.py tests/test_schedule.py
+	.venv-cerebras/bin/python -m pytest tests/model tests/mup/test_plan.py tests/test_optim.py tests/test_schedule.py
 
 .venv-cerebras/.complete: pyproject.toml
 	@python3.11 --version >/dev/null || { echo "error: no python3.11; expected it, the only one that cerebras-pytorch 2.10.0 supports; install it" >&2; exit 2; }

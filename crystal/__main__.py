@@ -108,7 +108,7 @@ def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
 def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
     """Each task imports what it needs when it is asked for; a configuration that is refused never loads torch."""
     from crystal.train import Stopped
-    from stages import exchange, tasks
+    from stages import coordcheck, exchange, tasks, transfer
 
     task = dict(
         train=lambda: tasks.train(config, composed, command),
@@ -121,6 +121,8 @@ def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
         export=lambda: exchange.export_weights(config),
         **{"import": lambda: exchange.import_weights(config)},  # a keyword of the language
         doctor=lambda: tasks.doctor(config),
+        coordcheck=lambda: coordcheck.coordcheck(config),
+        transfer=lambda: transfer.transfer(config),
     )[config.task]
     try:
         task()

@@ -148,6 +148,9 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     """What Hydra or OmegaConf said, as `what was got; what was expected; what to do`, without search paths."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text, key, why = str(error), getattr(cause, "full_key", None) or "", str(cause).split("\n")[0]
+    if launcher := re.search(r"Could not find 'hydra/launcher/(\w+)'", text):
+        remedy = "pip install 'crystal-trainer[sweep]', or give hydra/launcher=basic"
+        return f"hydra/launcher={launcher[1]} is not installed; expected its package; {remedy}"
     if missing := re.search(r"Could not find '(\w+)/(.*?)'", text):
         group, choice = missing.groups()
         return f"{group}={choice}; expected one of {', '.join(choices(group)) if group in GROUPS else 'its choices'}; pick one"

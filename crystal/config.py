@@ -354,6 +354,7 @@ class Config:
     backend: dict[str, Any]
     eval: EvalConfig
     plan: PlanConfig
+    coordcheck: dict[str, Any]
     tokens: float | None = None
     prompt: str | None = None
     suffix: str | None = None

@@ -1,4 +1,4 @@
-"""task=import and task=export: checkpoints from and to the folders of other programs."""
+"""task=import and task=export: checkpoints from and to the folders of other programs, and ModelZoo's params.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = {"hf": hf.export_stock, "crystalcoder": hf.export_crystalcoder}
 
 
 def import_weights(config: Config) -> None:
-    """Write a checkpoint from a Hugging Face folder in the published CrystalCoder layout."""
+    """Write a checkpoint from a Hugging Face folder in the published CrystalCoder layout, or a configuration from a params.yaml."""
     expected = "a Hugging Face folder of CrystalCoder, or a params.yaml"
     require(config.source is not None, "task=import without a source", expected, "give source=PATH")
     assert config.source is not None
@@ -29,17 +29,17 @@ def import_weights(config: Config) -> None:
 
 
 def export_weights(config: Config) -> None:
-    """Write a checkpoint as a folder for other programs."""
+    """Write a checkpoint as a folder for other programs, or a stage as a params.yaml."""
     if config.format == "params":
         return export_params(config)
     known = ", ".join((*FORMATS, "params"))
     require(config.format in FORMATS, f"format={config.format}", f"one of {known}", "hf is for stock transformers and vLLM")
     require(config.dtype in hf.DTYPES, f"dtype={config.dtype}", f"one of {', '.join(hf.DTYPES)}", "mend dtype")
     source, out = chosen_checkpoint(config), new_folder(config)
-    model = ModelConfig(**checkpoint.read_state(source)["model"])
-    if not config.dry_run:
-        FORMATS[config.format](source, out, dtype=config.dtype)
-    print(f"{'would export' if config.dry_run else 'exported'} {source}, format={config.format} {config.dtype}: {_said(model, out)}")
+    how = f"format={config.format} dtype={config.dtype}"
+    if config.dry_run:
+        return print(f"would export {source}, {how}: {_said(ModelConfig(**checkpoint.read_state(source)['model']), out)}")
+    print(f"exported {source}, {how}: {_said(FORMATS[config.format](source, out, dtype=config.dtype), out)}")
 
 
 def new_folder(config: Config) -> Path:

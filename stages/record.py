@@ -78,6 +78,7 @@ def refuse_bad_start(config: Config) -> None:
             source = source_of(config, stage)
             if source is not None:
                 refuse_other_model(source, config.model)
+                refuse_no_optimizer(source, stage)
 
 
 def completed_stages(config: Config) -> set[str]:
@@ -107,6 +108,13 @@ def refuse_other_model(source: Path, model: ModelConfig) -> None:
     theirs, ours = checkpoint.read_state(source)["model"], asdict(model)
     wrong = [f"model.{key}={theirs.get(key)} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs.get(key)]
     require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
+
+
+def refuse_no_optimizer(source: Path, stage: StageConfig) -> None:
+    """Raise UserError where the stage carries on an optimizer that the checkpoint `source` has not, because it was imported."""
+    bare = stage.optimizer == "carry" and checkpoint.read_state(source).get("weights_only", False)
+    got = f"stages.{stage.name}.optimizer=carry from {source}, which was imported"
+    require(not bare, got, "a checkpoint with the optimizer's state", f"give stages.{stage.name}.optimizer=fresh")
 
 
 def refuse_other_tokenizer(source: Path, sha256: str) -> None:

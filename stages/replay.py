@@ -48,10 +48,10 @@ def replay(config: Config) -> None:
 def lr_groups(model: ModelConfig, optim: AdamWConfig) -> dict[str, dict]:
     """One of the optimizer's groups for each (learning-rate multiple, weight decay), named by what is in it: "embedding+matrix"."""
     plan = derive(model)
-    kinds: dict[tuple[str, float], set[str]] = {}
+    kinds: dict[tuple[float, float], set[str]] = {}
     found = {}
     for group in param_groups(meta_model(model).named_parameters(), plan, optim):
-        key = f"{group['lr_mult']:.9g}", group["weight_decay"]  # widths may be rounded differently in the last bit
+        key = group["lr_mult"], group["weight_decay"]
         kinds.setdefault(key, set()).update(plan[name].kind for name in group["names"])
         found[key] = group
     named = {"+".join(sorted(kinds[key])): group for key, group in found.items()}

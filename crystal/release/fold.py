@@ -13,13 +13,14 @@ Shapes: D model, E = D + K widened, K head dim, F ffn, G widened ffn, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crystal.config import ModelConfig
+from crystal.release.shards import Weights
 
 GATE = 32.0
 FFN_MULTIPLE = 64  # vLLM cuts the ffn among GPUs, and kernels like round sizes
@@ -72,11 +73,9 @@ def stock_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (wide,), "model.norm.bias": (wide,), "lm_head.weight": table}
 
 
-def stock_tensors(config: ModelConfig, opened: Callable[[], Mapping[str, Tensor]]) -> Iterator[Tensor]:
-    """The StableLM's tensors, float64, one at a time. `opened` gives Crystal's, mapped from their file; asked anew for every block, for
-    what has been read of a mapping stays in memory as long as it is held."""
+def stock_tensors(config: ModelConfig, weights: Weights) -> Iterator[Tensor]:
+    """The StableLM's tensors, float64, one at a time, each made when it is asked for."""
     wide, ffn, scale = _width(config), _ffn(config), config.residual_scale
-    weights = opened()
 
     def read(name: str) -> Tensor:
         return weights[name].double()
@@ -94,7 +93,7 @@ def stock_tensors(config: ModelConfig, opened: Callable[[], Mapping[str, Tensor]
 
     yield _padded(_centred(read("embed.weight").mul_(config.embedding_scale), dim=1), config.vocab_size, wide)
     for i in range(config.n_layers):
-        weights, block = opened(), f"blocks.{i}"
+        block = f"blocks.{i}"
         yield from norm(f"{block}.norm_attn", constant=False)
         for name in "qkv":
             weight, bias = (_headwise(read(f"{block}.attn.{name}.{kind}"), config, name) for kind in ("weight", "bias"))

@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,49 +56,47 @@ def refuse_small_table(config: ModelConfig, tokenizer: Tokenizer) -> None:
 
 def _crystal_tensors(config: ModelConfig, weights: list[Path]) -> Iterator[tuple[str, Tensor]]:
     """Crystal's tensors as they come out of the published files. Raises UserError where those are not just the ones of `config`."""
-    rows, shapes = layout.table(config.n_layers), layout.published_shapes(config)
-    tables: dict[str, str] = {}
-    seen = set()
+    rows, shapes = layout.table(config.n_layers) | {layout.HEAD: []}, layout.published_shapes(config)
+    shapes[layout.HEAD] = shapes[layout.EMBEDDING]
+    seen, tables = set(), set()
     for name, tensor in shards.read_tensors(weights):
-        known = name in rows or name == layout.HEAD
-        require(known and name not in seen, f"{weights[0].parent} holds {name}", "each of the model's tensors once, no other", "fetch it again")
+        got = f"{weights[0].parent} holds {name}{' twice' if name in seen else ''}"
+        require(name in rows.keys() - seen, got, "each of the model's tensors once and no other", "it is another model: leave it")
         seen.add(name)
-        shape = shapes[layout.EMBEDDING if name == layout.HEAD else name]
-        got = f"{name} has shape {tuple(tensor.shape)}"
-        require(tensor.shape == shape, got, f"{tuple(shape)} by config.json", "fetch both again")
+        require(
+            tensor.shape == shapes[name], f"{name} is {tuple(tensor.shape)}", f"{tuple(shapes[name])} by config.json", "fetch both again"
+        )
         if name in (layout.HEAD, layout.EMBEDDING):
-            tables[name] = hashlib.sha256(tensor.contiguous().float().numpy().data).hexdigest()
-        for ours, part in zip(rows.get(name, []), layout.split(name, tensor, len(rows.get(name, []) or [1])), strict=False):
-            yield ours, part
-    missing = sorted(rows.keys() - seen)
-    require(not missing, f"no {', '.join(missing[:3])} ({len(missing)} missing)", "every tensor of the model", "fetch it again")
-    require(len(set(tables.values())) == 1, f"{layout.HEAD} is not {layout.EMBEDDING}", "a tied table", "it is another model: leave it")
+            tables.add(hashlib.sha256(tensor.float().contiguous().numpy().data).digest())
+        if rows[name]:
+            yield from zip(rows[name], layout.split(name, tensor, len(rows[name])), strict=True)
+    missing = sorted(rows.keys() - seen - {layout.HEAD})
+    got = f"{weights[0].parent} lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
+    require(not missing, got, "all of the model's tensors", "fetch it again")
+    require(len(tables) == 1, f"{layout.HEAD} is not {layout.EMBEDDING}", "one table for both", "it is another model: leave it")
 
 
-def export_crystalcoder(source: Path, out: Path, *, dtype: str) -> None:
+def export_crystalcoder(source: Path, out: Path, *, dtype: str) -> ModelConfig:
     """Write the checkpoint `source` as a Hugging Face folder in the published layout, with modelling code of our own."""
     config, tokenizer = _opened(source)
     with checkpoint.whole(out) as folder:
-        tensors = _published_tensors(config, source)
+        weights = shards.Weights(source)
+        tensors = (layout.joined(name, [weights[part] for part in parts]) for name, parts in layout.table(config.n_layers).items())
         shards.write_safetensors(folder, layout.published_shapes(config), tensors, DTYPES[dtype])
         for name in ("configuration_crystalcoder.py", "modeling_crystalcoder.py"):
             shutil.copyfile(str(files("crystal.release") / "hub" / name), folder / name)
         _write_rest(folder, layout.published_config(config, dtype=dtype), config, tokenizer)
+    return config
 
 
-def _published_tensors(config: ModelConfig, source: Path) -> Iterator[Tensor]:
-    for name, parts in layout.table(config.n_layers).items():
-        ours = shards.open_weights(source)
-        yield layout.joined(name, [ours[part] for part in parts])
-
-
-def export_stock(source: Path, out: Path, *, dtype: str) -> None:
+def export_stock(source: Path, out: Path, *, dtype: str) -> ModelConfig:
     """Write the checkpoint `source` as a StableLM for stock transformers and vLLM: the same logits, see crystal/release/fold.py."""
     config, tokenizer = _opened(source)
     with checkpoint.whole(out) as folder:
-        tensors = fold.stock_tensors(config, partial(shards.open_weights, source))
+        tensors = fold.stock_tensors(config, shards.Weights(source))
         shards.write_safetensors(folder, fold.stock_shapes(config), tensors, DTYPES[dtype])
         _write_rest(folder, fold.stock_config(config, dtype=dtype), config, tokenizer)
+    return config
 
 
 def _opened(source: Path) -> tuple[ModelConfig, Tokenizer]:

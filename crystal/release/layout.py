@@ -109,7 +109,7 @@ def model_config(hf: Mapping[str, Any], *, name: str) -> ModelConfig:
         wrong = [f"{key}={hf[key]}, not {value}" for key, value in published(config).items() if not _same(hf.get(key, value), value)]
     except (TypeError, ZeroDivisionError) as error:
         raise UserError(f"config.json has a value of a wrong type ({error}); expected the published keys; fetch it again") from error
-    require(not wrong, f"config.json says {'; '.join(wrong)}".replace(";", ","), "what Crystal computes", "it is another model: leave it")
+    require(not wrong, f"config.json says {', '.join(wrong)}", "what Crystal computes", "it is another model: leave it")
     return config
 
 

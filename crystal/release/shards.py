@@ -19,6 +19,7 @@ from torch import Tensor
 from crystal.config import UserError, require
 
 SHARD_BYTES = 2 * 10**9
+MAPPED_BYTES = 2**28
 KINDS = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -32,9 +33,11 @@ def shard_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = [folder / Path(file).name for file in sorted(set(read_object(index).get("weight_map", {}).values()))]
+            placed = read_object(index).get("weight_map")
+            files = sorted({folder / str(file) for file in placed.values()}) if isinstance(placed, dict) else []
+            require(bool(files), f"{index} names no files", "a weight_map", "fetch it again")
             missing = [file.name for file in files if not file.is_file()]
-            require(bool(files) and not missing, f"{folder} has no {', '.join(missing) or 'weight_map'}", f"what {index.name} names", "fetch it")
+            require(not missing, f"{folder} has no {', '.join(missing)}", f"every file that {index.name} names", "fetch what is missing")
             return files
     raise UserError(f"{folder} has no weights; expected {' or '.join(KINDS)}, whole or in shards with an index; give source=DIR")
 
@@ -92,9 +95,18 @@ def _pickled(file: Path) -> Iterator[tuple[str, Any]]:
     yield from entries.items()
 
 
-def open_weights(folder: Path) -> Mapping[str, Tensor]:
-    """A checkpoint's weights, mapped: they come into memory as they are read."""
-    return torch.load(folder / "weights.pt", weights_only=True, mmap=True)
+class Weights:
+    """A checkpoint's tensors by name, mapped from weights.pt, and mapped anew every now and then: what has been read of a mapping stays
+    in memory as long as it is held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.left = folder / "weights.pt", 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self.left <= 0:
+            self.tensors, self.left = torch.load(self.path, weights_only=True, mmap=True), MAPPED_BYTES
+        self.left -= self.tensors[name].nbytes
+        return self.tensors[name]
 
 
 def write_weights(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]) -> None:

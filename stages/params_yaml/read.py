@@ -84,7 +84,10 @@ def _stage(flat: dict[str, Any], config: Config, scale: ScaleConfig) -> tuple[St
     labels = {prefix: named.get(name, name) for prefix, (name, _) in parts.items()}
     mixture = {
         label: MixtureEntry(
-            parts[prefix][0], _value(flat, f"{prefix}.weight", float), "_fim" in folders[prefix], _slice(flat, f"{prefix}.data_subset")
+            parts[prefix][0],
+            weight=_value(flat, f"{prefix}.weight", float),
+            fim=parts[prefix][0].startswith("starcoder/"),
+            slice=_slice(flat, f"{prefix}.data_subset"),
         )
         for prefix, label in labels.items()
     }

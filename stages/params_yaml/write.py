@@ -13,8 +13,8 @@ from stages.recipes import recipe
 def written(params: Params) -> dict[str, Any]:
     """The params.yaml of one stage: every key that Crystal understands. Raises UserError for what ModelZoo has no key for."""
     model, made = params.model, recipe(params.stage, params.scale)
-    for key, value in (("parametrization", "mup"), ("depth", "none")):
-        require(getattr(model, key) == value, f"model.{key}={getattr(model, key)}", f"{value}, ModelZoo's", f"give model.{key}={value}")
+    for key, value in (("parametrization", "mup"), ("depth", "none"), ("rotary_base", 10000.0)):
+        require(getattr(model, key) == value, f"model.{key}={getattr(model, key)}", f"{value}, for which a params.yaml stands", "mend it")
     plan = derive(model)
     matrices = {name: entry for name, entry in plan.items() if entry.kind == "matrix"}
     stds = {name.endswith(RESIDUAL_OUTPUTS): entry.init_std for name, entry in matrices.items()}

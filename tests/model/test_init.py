@@ -39,6 +39,14 @@ def test_realised_std_and_truncation():
             assert abs(p.mean().item()) < 5 * std / math.sqrt(p.numel()), name
 
 
+def test_no_cut_is_a_whole_normal():
+    model = nn.Linear(400, 400)
+    initialise(model, stds={"weight": 0.5, "bias": 0.0}, cut_stds=math.inf, seed=1)
+    assert model.weight.std().item() == pytest.approx(0.5, rel=0.01)
+    outside = (model.weight.abs() > 1.0).float().mean().item()  # beyond 2 std
+    assert outside == pytest.approx(math.erfc(2 / math.sqrt(2)), rel=0.1)
+
+
 def test_a_parameter_does_not_depend_on_the_others():
     shallow, deep = initialised(n_layers=2), initialised(n_layers=3, vocab_size=50)
     same = [name for name in shallow if not name.endswith(("attn.out.weight", "ffn.down.weight")) and name != "embed.weight"]

@@ -6,8 +6,6 @@ The surprise: weights and gradients go through the same renaming, because it is 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +16,9 @@ from torch.nn import functional as F
 from crystal.config import ModelConfig
 from crystal.model.kvcache import KVCache
 from crystal.model.transformer import Transformer
+from tests.shared import PARITY, needs_golden
 from tests.small import random_model, small_config
 
-PARITY = Path(os.environ.get("CRYSTAL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "parity"
-needs_golden = pytest.mark.skipif(not PARITY.is_dir(), reason="no golden vectors: CRYSTAL_SHARED_DATA names no folder that has parity/")
 TOLERANCE = 1e-5
 
 NAMES = {
@@ -118,19 +115,20 @@ def reference(config: ModelConfig, weights: dict[str, Tensor], ids_BT: Tensor) -
         pairs = torch.view_as_complex(x_BHTK[..., :dims].unflatten(-1, (-1, 2)).contiguous())
         return torch.cat([torch.view_as_real(pairs * torch.exp(1j * turns)).flatten(-2), x_BHTK[..., dims:]], dim=-1)
 
+    mup, branch = config.parametrization == "mup", config.base_layers / config.n_layers if config.depth == "completep" else 1
     future = torch.ones(ids_BT.shape[1], ids_BT.shape[1]).triu(1).bool()
     x = config.embedding_scale * weights["embed.weight"][ids_BT]
     for i in range(config.n_layers):
         block = f"blocks.{i}"
         h = norm(x, f"{block}.norm_attn")
         q, k, v = (linear(h, f"{block}.attn.{n}").unflatten(-1, (config.n_heads, -1)).transpose(1, 2) for n in "qkv")
-        scores = rotated(q) @ rotated(k).transpose(2, 3) / config.head_dim
+        scores = rotated(q) @ rotated(k).transpose(2, 3) / config.head_dim ** (1 if mup else 0.5)
         e = (scores - scores.amax(-1, keepdim=True)).exp() * ~future
-        x = x + linear((e / e.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2), f"{block}.attn.out")
+        x = x + branch * linear((e / e.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2), f"{block}.attn.out")
         h = norm(x, f"{block}.norm_ffn")
         gate = linear(h, f"{block}.ffn.gate")
-        x = x + linear(gate * torch.sigmoid(gate) * linear(h, f"{block}.ffn.up"), f"{block}.ffn.down")
-    return norm(x, "norm_out") @ weights["embed.weight"].T * config.output_alpha * config.base_width / config.d_model
+        x = x + branch * linear(gate * torch.sigmoid(gate) * linear(h, f"{block}.ffn.up"), f"{block}.ffn.down")
+    return norm(x, "norm_out") @ weights["embed.weight"].T * config.output_alpha * (config.base_width / config.d_model if mup else 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 24), (3, 17), (5, 2)], ids=str)
@@ -139,6 +137,7 @@ def reference(config: ModelConfig, weights: dict[str, Tensor], ids_BT: Tensor) -
     [
         dict(n_heads=1, rotary_fraction=0.25), dict(n_heads=2, rotary_fraction=1.0), dict(n_heads=8, d_ffn=7, n_layers=1),
         dict(d_model=48, n_heads=3, rotary_fraction=0.125, base_width=96), dict(n_layers=4, rotary_base=100.0, norm_eps=1e-2),
+        dict(parametrization="sp"), dict(n_layers=3, depth="completep", base_layers=2),
     ],
     ids=str,
 )  # fmt: skip

@@ -39,8 +39,13 @@ def test_tables_after_to_empty_and_fill():
     is_right(model.rope)
 
 
-def test_tables_are_not_in_checkpoints(model):
-    assert not [name for name in model.state_dict() if "rope" in name]
+def test_tables_are_not_in_checkpoints_and_right_behind_one(model, tmp_path):
+    rounded = model.to(torch.bfloat16)
+    assert not [name for name in rounded.state_dict() if "rope" in name]
+    torch.save(rounded.state_dict(), tmp_path / "weights.pt")
+    again = Transformer(ModelConfig("again", **CRYSTALCODER)).to(torch.bfloat16)
+    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    is_right(again.rope)
 
 
 def test_a_bf16_model_differs_from_float32_by_rounding_only():
