@@ -88,4 +88,4 @@ def cost_of(models: Mapping[str, Sequence[ModelConfig]], options: CoordCheckConf
     every = [model for variant in models.values() for model in variant]
     tokens = options.batch_rows * options.seq_len * max(options.steps)
     took_s = options.seeds * tokens * sum(map(train_flops_per_token, every)) / flops_per_s
-    return f"would train {options.seeds * len(every)} models ({', '.join(models)}) for {max(options.steps)} steps, about {clock(took_s)},"
+    return f"would train {options.seeds * len(every)} models ({', '.join(models)}) up to step {max(options.steps)}, about {clock(took_s)},"

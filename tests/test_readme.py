@@ -12,6 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL))
+SMALLER = {
+    "eval=humaneval": ["eval.benchmarks.humaneval.limit=2"],
+    "sweep=lr": ["scale.lr_factor=0.1,0.2", "run.seed=1", "hydra/launcher=basic"],
+    "task=coordcheck": ["coordcheck.widths=[64,256]", "coordcheck.n_layers=1", "coordcheck.steps=[1,3]", "coordcheck.seeds=2"],
+}
+AS_THEY_ARE = {"task=plan", "task=replay", "task=doctor", "--help", "dry_run=true"}
 COMMANDS = [shlex.split(line, comments=True)[3:] for line in BLOCKS.splitlines() if line.startswith("python -m crystal")]
 
 
@@ -27,8 +33,8 @@ def test_commands_were_found():
 def test_command(command: list[str], crystal, corpus, trained, tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = [argument.replace("=DIR", f"={corpus}") for argument in command]
-    sized = [*tiny_overrides, "eval.benchmarks.humaneval.limit=2"] if "eval=humaneval" in command else tiny_overrides
-    if not {"task=plan", "task=doctor", "--help", "dry_run=true"} & set(command):
+    sized = [*tiny_overrides, *(o for argument in command for o in SMALLER.get(argument, []))]
+    if not AS_THEY_ARE & set(command):
         shutil.copytree(trained, tmp_path / "runs" / "tiny-crystalcoder")  # where stage 2 finds stage 1, and a checkpoint is the newest
         given = {key(argument) for argument in command}
         command += [o for o in sized if key(o) not in given and not ("backend" in given and key(o).startswith("backend."))]

@@ -14,7 +14,7 @@ from crystal.mup.slopes import Verdict, curves
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, WRONG, AT_INIT = "#333333", "#b3261e", "#8c8c8c"
+INK, WRONG, AT_INIT = "#333333", "#d01010", "#8c8c8c"
 BLUES = ("#9fc5e8", "#4a90c4", "#0b4a7a")  # of the changes, early to late
 STYLE: dict = {"font.size": 7, "axes.linewidth": 0.5, "xtick.major.width": 0.5, "ytick.major.width": 0.5, "axes.edgecolor": INK}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
@@ -44,8 +44,8 @@ def draw(records: Sequence[Record], verdicts: Sequence[Verdict], over: str) -> b
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         drawn, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=120)
-    Image.open(drawn).convert("RGB").quantize(48).save(small, format="png", optimize=True)  # a quarter of the bytes
+        figure.savefig(drawn, format="png", dpi=100)
+    Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)  # a quarter of the bytes
     return small.getvalue()
 
 

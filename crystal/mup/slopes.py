@@ -119,10 +119,8 @@ def _unmoved(records: Sequence[Record]) -> list[str]:
 
 
 def _gaps(records: Sequence[Record]) -> list[str]:
-    gaps = [record for record in records if record.kind == "loss"]
-    worst = max(gaps, key=lambda record: record.size / GAPS[record.module])
-    bound = GAPS[worst.module]
-    return [] if worst.size <= bound else [f"the engine's loss is off by {worst.size:.1g}, more than {bound:g} in {worst.module}"]
+    wrong = [record for record in records if record.kind == "loss" and not record.size <= GAPS[record.module]]
+    return [f"the engine's loss is off by {r.size:.1g} at step {r.step}, more than {GAPS[r.module]:g} in {r.module}" for r in wrong[:1]]
 
 
 def _range(slope: Slope) -> str:

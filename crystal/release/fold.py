@@ -5,22 +5,21 @@ into the weights. For the other biases the residual stream is widened by one hea
 every reader of the stream is a LayerNorm, so the stream may be centred at its writers; then its mean stays 0, and its variance shrinks
 by D/E (E: the width with the new head), which LayerNorm's weight and eps take back. In the new dims
 - norm_ffn's bias is 1 in the first: a constant input, whose column of the gate's and up's weights is their bias;
-- a new ffn unit is the constant 1, by gate 32 and up 1/32 (silu(32) is 32 in every dtype): its column of `down` is down's bias;
+- a new ffn unit is the constant 1, by gate 32 and up 1/32 (silu(32) is 32 in float32 and below): its column of `down` is down's bias;
 - the new head attends to all tokens alike and has the constant value 1: its column of the output projection is that one's bias.
 
-Shapes: D model, E = D + K widened, K head dim, F ffn, G widened ffn, V vocabulary.
+Shapes: D model, K head dim, E = D + K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crystal.config import ModelConfig
-from crystal.release.shards import Weights
 
 GATE = 32.0
 FFN_MULTIPLE = 64  # vLLM cuts the ffn among GPUs, and kernels like round sizes
@@ -73,12 +72,12 @@ def stock_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (wide,), "model.norm.bias": (wide,), "lm_head.weight": table}
 
 
-def stock_tensors(config: ModelConfig, weights: Weights) -> Iterator[Tensor]:
-    """The StableLM's tensors, float64, one at a time, each made when it is asked for."""
+def stock_tensors(config: ModelConfig, weights: Callable[[str], Tensor]) -> Iterator[Tensor]:
+    """The StableLM's tensors, float64, one at a time; `weights(name)` reads one of Crystal's."""
     wide, ffn, scale = _width(config), _ffn(config), config.residual_scale
 
     def read(name: str) -> Tensor:
-        return weights[name].double()
+        return weights(name).double()
 
     def norm(name: str, *, constant: bool) -> Iterator[Tensor]:
         yield _padded(read(f"{name}.weight") * (config.d_model / wide) ** 0.5, wide)

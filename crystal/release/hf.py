@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -58,14 +58,14 @@ def _crystal_tensors(config: ModelConfig, weights: list[Path]) -> Iterator[tuple
     """Crystal's tensors as they come out of the published files. Raises UserError where those are not just the ones of `config`."""
     rows, shapes = layout.table(config.n_layers) | {layout.HEAD: []}, layout.published_shapes(config)
     shapes[layout.HEAD] = shapes[layout.EMBEDDING]
-    seen, tables = set(), set()
+    seen: set[str] = set()
+    tables: set[bytes] = set()
     for name, tensor in shards.read_tensors(weights):
         got = f"{weights[0].parent} holds {name}{' twice' if name in seen else ''}"
         require(name in rows.keys() - seen, got, "each of the model's tensors once and no other", "it is another model: leave it")
         seen.add(name)
-        require(
-            tensor.shape == shapes[name], f"{name} is {tuple(tensor.shape)}", f"{tuple(shapes[name])} by config.json", "fetch both again"
-        )
+        got, expected = f"{name} is {tuple(tensor.shape)}", f"{tuple(shapes[name])} by config.json"
+        require(tensor.shape == shapes[name], got, expected, "fetch both again")
         if name in (layout.HEAD, layout.EMBEDDING):
             tables.add(hashlib.sha256(tensor.float().contiguous().numpy().data).digest())
         if rows[name]:
@@ -78,10 +78,9 @@ def _crystal_tensors(config: ModelConfig, weights: list[Path]) -> Iterator[tuple
 
 def export_crystalcoder(source: Path, out: Path, *, dtype: str) -> ModelConfig:
     """Write the checkpoint `source` as a Hugging Face folder in the published layout, with modelling code of our own."""
-    config, tokenizer = _opened(source)
+    config, tokenizer, weights = _opened(source)
     with checkpoint.whole(out) as folder:
-        weights = shards.Weights(source)
-        tensors = (layout.joined(name, [weights[part] for part in parts]) for name, parts in layout.table(config.n_layers).items())
+        tensors = (layout.joined(name, [weights(part) for part in parts]) for name, parts in layout.table(config.n_layers).items())
         shards.write_safetensors(folder, layout.published_shapes(config), tensors, DTYPES[dtype])
         for name in ("configuration_crystalcoder.py", "modeling_crystalcoder.py"):
             shutil.copyfile(str(files("crystal.release") / "hub" / name), folder / name)
@@ -91,24 +90,26 @@ def export_crystalcoder(source: Path, out: Path, *, dtype: str) -> ModelConfig:
 
 def export_stock(source: Path, out: Path, *, dtype: str) -> ModelConfig:
     """Write the checkpoint `source` as a StableLM for stock transformers and vLLM: the same logits, see crystal/release/fold.py."""
-    config, tokenizer = _opened(source)
+    config, tokenizer, weights = _opened(source)
     with checkpoint.whole(out) as folder:
-        tensors = fold.stock_tensors(config, shards.Weights(source))
-        shards.write_safetensors(folder, fold.stock_shapes(config), tensors, DTYPES[dtype])
+        shards.write_safetensors(folder, fold.stock_shapes(config), fold.stock_tensors(config, weights), DTYPES[dtype])
         _write_rest(folder, fold.stock_config(config, dtype=dtype), config, tokenizer)
     return config
 
 
-def _opened(source: Path) -> tuple[ModelConfig, Tokenizer]:
+def _opened(source: Path) -> tuple[ModelConfig, Tokenizer, Callable[[str], Tensor]]:
+    """A checkpoint's model and tokenizer, and what reads one of its tensors."""
     config = ModelConfig(**checkpoint.read_state(source)["model"])
-    return config, load_tokenizer(source / "tokenizer.json")
+    path = source / "weights.pt"
+    saved = shards.saved_tensors(path)
+    return config, load_tokenizer(source / "tokenizer.json"), lambda name: shards.read_tensor(path, saved[name])
 
 
 def _write_rest(folder: Path, hf: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:
     """config.json, generation_config.json and the tokenizer. A text begins with </s>, as in the training rows; <s> is never seen there."""
     ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.special[FIM_PAD]}
-    names: Mapping[str, Any] = {"bos_token": EOS, "eos_token": EOS, "unk_token": "<unk>", "pad_token": FIM_PAD}
-    special = dict(names) | {"additional_special_tokens": [name for name in tokenizer.special if name not in names.values()]}
+    special: dict[str, Any] = {"bos_token": EOS, "eos_token": EOS, "unk_token": "<unk>", "pad_token": FIM_PAD}
+    special["additional_special_tokens"] = [name for name in tokenizer.special if name not in special.values()]
     manner = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.seq_len, "clean_up_tokenization_spaces": False}
     for name, value in {
         "config.json": hf | ids,

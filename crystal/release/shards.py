@@ -1,28 +1,30 @@
 """Tensors in files: read a Hugging Face folder one tensor at a time, write weights.pt and safetensors the same way.
 
 The surprise: what is nothing but zero bits is not written. The file has a hole there, which reads as zeros and takes no disk: that is
-how a model of 7 B parameters goes both ways in a test. Files are written at offsets, not mapped: a full disk is then an OSError and
-not a dead process, and what has been written does not count as this process's memory.
+how a model of 7 B parameters goes both ways in a test. Files are read and written at offsets, not mapped: a full disk is then an OSError
+and not a dead process, and what has been read or written does not count as this process's memory.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from crystal.config import UserError, require
 
 SHARD_BYTES = 2 * 10**9
-MAPPED_BYTES = 2**28
 KINDS = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16"}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of the float with the same bits
 HEADER = struct.Struct("<Q")
 
 
@@ -53,78 +55,88 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor), mapped from its file, one file at a time; drop the tensor before the next. UserError for what is no float."""
+    """Every (name, tensor), one at a time. Raises UserError for a damaged file and for what is no tensor of floats."""
     for file in files:
-        for name, tensor in _safetensors(file) if file.suffix == ".safetensors" else _pickled(file):
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            good = isinstance(tensor, Tensor) and kind in FLOATS and tensor.device.type == "cpu" and tensor.layout == torch.strided
-            require(good, f"{file} holds {name}, a {kind}", "float32, bfloat16 or float16", "take the weights before quantisation")
-            yield name, tensor
+        yield from _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise UserError(
-            f"{file.name} needs the package safetensors ({error}); expected it; run: pip install 'crystal-trainer[hf]'"
-        ) from error
+        got = f"{file.name} needs the package safetensors ({error})"
+        raise UserError(f"{got}; expected it; run: pip install 'crystal-trainer[hf]'") from error
     try:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
-                yield name, opened.get_tensor(name)
+                yield name, _floats(opened.get_tensor(name), name, file)
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); expected safetensors; fetch it again") from error
 
 
-def _pickled(file: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a .bin file, without running any code in it."""
+def _pickled(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a .bin file, without running any code in it."""
+    records = zipfile.is_zipfile(file)  # torch's format since 1.6; the one before must be read whole
     try:
-        try:
-            tensors = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            tensors = torch.load(file, weights_only=True, map_location="cpu")  # torch's format before 1.6, which cannot be mapped
-        entries = dict(tensors)
-    except OSError:
+        found = dict(saved_tensors(file) if records else torch.load(file, weights_only=True, map_location="cpu"))
+    except (OSError, UserError):
         raise
     except Exception as error:  # whatever a damaged or a malicious file makes of the unpickler
         why = str(error).split(". ")[0].split("\n")[0]
         raise UserError(f"{file} is not read ({why}); expected tensors and nothing else; fetch it again, or take safetensors") from error
-    yield from entries.items()
+    for name, value in found.items():
+        tensor = _floats(value, name, file)
+        yield name, read_tensor(file, tensor) if records else tensor
 
 
-class Weights:
-    """A checkpoint's tensors by name, mapped from weights.pt, and mapped anew every now and then: what has been read of a mapping stays
-    in memory as long as it is held."""
+def _floats(value: Any, name: str, file: Path) -> Tensor:
+    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    good = isinstance(value, Tensor) and kind in FLOATS and value.device.type == "cpu" and value.layout == torch.strided
+    require(good, f"{file} holds {name}, a {kind}", "float32, bfloat16 or float16", "take the weights before quantisation")
+    return value
 
-    def __init__(self, folder: Path) -> None:
-        self.path, self.left = folder / "weights.pt", 0
 
-    def __getitem__(self, name: str) -> Tensor:
-        if self.left <= 0:
-            self.tensors, self.left = torch.load(self.path, weights_only=True, mmap=True), MAPPED_BYTES
-        self.left -= self.tensors[name].nbytes
-        return self.tensors[name]
+def saved_tensors(path: Path) -> dict[str, Tensor]:
+    """What torch.save wrote to `path`, as fake tensors: shapes and places in the file, no data.
+
+    torch could map the file instead, but a private mapping of it all counts as memory, which a 7 B model's 26 GB may not be had in.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    version = f"torch {torch.__version__}"
+    require(hasattr(torch.UntypedStorage, "_checkpoint_offset"), version, "2.7 or newer", "pip install 'crystal-trainer[hf]'")
+    with FakeTensorMode():
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def read_tensor(path: Path, saved: Tensor) -> Tensor:
+    """The tensor that one of `saved_tensors(path)` stands for."""
+    size = saved.dtype.itemsize
+    span = 1 + sum((n - 1) * stride for n, stride in zip(saved.shape, saved.stride(), strict=True))
+    data = np.fromfile(path, np.uint8, count=span * size, offset=_place(saved))
+    return torch.from_numpy(data).view(saved.dtype).as_strided(saved.shape, saved.stride())
+
+
+def _place(saved: Tensor) -> int:
+    """In bytes from the beginning of the file."""
+    storage = saved.untyped_storage()._checkpoint_offset
+    assert storage is not None
+    return storage + int(saved.storage_offset()) * saved.dtype.itemsize
 
 
 def write_weights(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """A weights.pt as torch.save would write it, float32, from tensors that come one at a time in any order, each once."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    version = f"torch {torch.__version__}"
-    require(hasattr(torch.UntypedStorage, "_checkpoint_offset"), version, "2.7 or newer", "pip install 'crystal-trainer[hf]'")
     with FakeTensorMode():
         reserved = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(reserved, path)
-    with FakeTensorMode():
-        offsets = {name: tensor.untyped_storage()._checkpoint_offset for name, tensor in torch.load(path, weights_only=True).items()}
+    places = {name: _place(saved) for name, saved in saved_tensors(path).items()}
     with open(path, "r+b") as file:
         for name, tensor in tensors:
             assert tensor.shape == torch.Size(shapes[name]), name
-            _put(file, offsets[name], tensor.float())
+            _put(file, places[name], tensor, torch.float32)
 
 
 def write_safetensors(folder: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
@@ -151,7 +163,7 @@ def write_safetensors(folder: Path, shapes: Mapping[str, Sequence[int]], tensors
             for name in shard:
                 tensor = next(stream)
                 assert tensor.shape == torch.Size(shapes[name]), name
-                _put(file, start + header[name]["data_offsets"][0], tensor.to(dtype))
+                _put(file, start + header[name]["data_offsets"][0], tensor, dtype)
     assert next(stream, None) is None
     if len(shards) > 1:
         placed = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
@@ -172,9 +184,9 @@ def _cut(sizes: Mapping[str, int]) -> list[list[str]]:
     return shards
 
 
-def _put(file: BinaryIO, offset: int, tensor: Tensor) -> None:
-    """Write the bytes of `tensor` at `offset`, unless all of them are zero: what was never written reads as zeros."""
-    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    if data[:4096].any() or data.any():
+def _put(file: BinaryIO, offset: int, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Write `tensor` at `offset`, unless all of its bits are zero (-0.0 has one): what was never written reads as zeros."""
+    bits = tensor.view(INTEGERS[tensor.dtype.itemsize])
+    if bits[:1].any() or bits.any():
         file.seek(offset)
-        file.write(data.data)
+        file.write(tensor.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)

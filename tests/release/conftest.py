@@ -49,11 +49,15 @@ def saved(tmp_path: Path, tokenizer_file: Path) -> Saved:
 
     def save(**changes) -> tuple[Path, ModelConfig, Transformer]:
         config = small_config(**({"vocab_size": VOCAB_SIZE} | changes))
-        model = random_model(config).eval()
-        folder = tmp_path / "checkpoint"
-        with checkpoint.whole(folder) as temporary:
-            checkpoint.write_tensors(temporary / "weights.pt", model.state_dict())
-            checkpoint.seal(temporary, {"step": 3, "model": asdict(config)}, tokenizer=tokenizer_file)
-        return folder, config, model
+        return tmp_path / "checkpoint", config, write_random(tmp_path / "checkpoint", config, tokenizer_file)
 
     return save
+
+
+def write_random(folder: Path, config: ModelConfig, tokenizer: Path) -> Transformer:
+    """Write the checkpoint of a random model and return the model."""
+    model = random_model(config).eval()
+    with checkpoint.whole(folder) as temporary:
+        checkpoint.write_tensors(temporary / "weights.pt", model.state_dict())
+        checkpoint.seal(temporary, {"step": 3, "model": asdict(config)}, tokenizer=tokenizer)
+    return model

@@ -1,4 +1,7 @@
-"""How far an export's logits are from the checkpoint's own, by format and dtype: `python -m tests.release.precision CHECKPOINT`."""
+"""How far an export's logits are from the checkpoint's own, by format and dtype: `python -m tests.release.precision [CHECKPOINT]`.
+
+Without a checkpoint: of random models of three widths, the last CrystalCoder's.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
+from crystal.config import ModelConfig
+from crystal.data.tokenizer import train_tokenizer
 from crystal.generate import Completer
 from crystal.release.hf import export_crystalcoder, export_stock
+from tests.release.conftest import write_random
 
 EXPORTS = {"crystalcoder": export_crystalcoder, "hf": export_stock}
 
 
 def loaded(folder: Path, *, dtype: str = "float32"):
     """The model in an exported folder, by transformers."""
+    from transformers import AutoModelForCausalLM  # not before conftest has looked at torchvision
+
     own_code = "auto_map" in json.loads((folder / "config.json").read_text())
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=own_code, dtype=getattr(torch, dtype)).eval()
 
@@ -37,8 +44,27 @@ def logit_errors(checkpoint: Path, out: Path, *, dtype: str) -> dict[str, tuple[
     return errors
 
 
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
+def report(checkpoint: Path) -> None:
+    with tempfile.TemporaryDirectory() as out:
         for dtype in ("float32", "bfloat16"):
-            for kind, (relative, largest) in logit_errors(Path(sys.argv[1]), Path(folder), dtype=dtype).items():
-                print(f"format={kind} dtype={dtype}: relative {relative:.1e}, largest {largest:.1e}")
+            for kind, (relative, largest) in logit_errors(checkpoint, Path(out), dtype=dtype).items():
+                print(f"  format={kind} dtype={dtype}: relative {relative:.1e}, largest {largest:.1e}", flush=True)
+
+
+def report_random(d_model: int, n_layers: int) -> None:
+    shape = dict(n_heads=d_model // 128, d_ffn=8 * d_model // 3, vocab_size=1024, seq_len=512)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, checkpoint = Path(folder) / "tokenizer.json", Path(folder) / "checkpoint"
+        train_tokenizer([Path(__file__).read_text()], 320, tokenizer)
+        write_random(checkpoint, ModelConfig("random", d_model, n_layers, **shape), tokenizer)
+        print(f"random, {d_model} x {n_layers} layers")
+        report(checkpoint)
+
+
+if __name__ == "__main__":
+    for checkpoint in sys.argv[1:]:
+        print(checkpoint)
+        report(Path(checkpoint))
+    if not sys.argv[1:]:
+        for d_model, n_layers in ((256, 4), (1024, 8), (4096, 1)):
+            report_random(d_model, n_layers)

@@ -39,8 +39,11 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def some_ids(config: ModelConfig, rows: int = 3, length: int = 20) -> Tensor:
-    return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
+def some_ids(config: ModelConfig) -> Tensor:
+    """Ids (3, 20), the last 18 of the vocabulary among them: the added tokens, of which transformers knows one as padding."""
+    ids = torch.randint(config.vocab_size, (3, 20), generator=torch.Generator().manual_seed(1))
+    ids[0, 2:] = torch.arange(config.vocab_size - 18, config.vocab_size)
+    return ids
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
