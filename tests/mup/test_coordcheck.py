@@ -23,7 +23,7 @@ from tests.small import random_model, small_batches, small_config
 from tests.test_conf import composed
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "coordcheck"
-SMALL = ["task=coordcheck", "coordcheck.widths=[64,256]", "coordcheck.n_layers=1", "coordcheck.steps=[1,3]", "coordcheck.seeds=2"]
+SMALL = ["task=coordcheck", "coordcheck.widths=[64,256]", "coordcheck.n_layers=1", "coordcheck.steps=[1]", "coordcheck.seeds=2"]
 ON_ONE_THREAD = ["backend=cpu", "backend.threads=1", "backend.dtype=float32"]
 BROKEN = ["readout", "hidden lr", "hidden init", "1/d"]
 
@@ -129,8 +129,8 @@ def cpu(spec: TrainSpec) -> CpuEngine:
 
 
 def small_trial(build: Callable[[TrainSpec], Engine]) -> list[Record]:
-    """Right muP at widths 32 and 64 from seeds 1 and 2, in engines of that making."""
-    config = composed(*SMALL)
+    """Right muP at widths 32 and 64 from seeds 1 and 2 after 1 and 3 steps, in engines of that making."""
+    config = composed(*SMALL, "coordcheck.steps=[1,3]")
     options, records = coordcheck_options(config), []
     for width in (32, 64):
         model = sized(config.model, options, width, 1)
@@ -146,12 +146,12 @@ def test_a_record_is_the_mean_size_of_what_an_engine_makes() -> None:
     assert (model.head_dim, model.d_ffn, model.seq_len, model.vocab_size) == (16, 170, 64, 1024)
     engine = cpu(TrainSpec(model, derive(model), config.optim, Schedule([Piece(options.lr, options.lr, 1)]), 8, seed=2))
     before = activations(model, engine.state_dict(), batch)[0]["residual", "blocks.0"]
-    for device_batch in engine.feed([batch], 1):
+    for device_batch in engine.feed([batch] * 3, 3):
         assert engine.step(device_batch).lr == options.lr
     change = activations(model, engine.state_dict(), batch)[0]["residual", "blocks.0"] - before
     found = {record[3:-1]: record.size for record in small_trial(cpu) if record.width == 64}
     assert found[1, 2, 0, "residual", "blocks.0", "value"] == pytest.approx(before.abs().mean().item(), rel=1e-6)
-    assert found[1, 2, 1, "residual", "blocks.0", "change"] == pytest.approx(change.abs().mean().item(), rel=1e-6)
+    assert found[1, 2, 3, "residual", "blocks.0", "change"] == pytest.approx(change.abs().mean().item(), rel=1e-6)
 
 
 def test_a_multiplier_lost_in_the_engine_alone_is_flagged() -> None:
@@ -196,7 +196,7 @@ def test_the_same_verdicts_compiled_and_sharded_over_two_ranks(mode: str, eager:
         (v.variant, mode, bool(v.wrong)) for v in eager
     ]
     for ours, theirs in zip(verdicts, eager, strict=True):
-        assert [slope.mean for slope in ours.slopes] == pytest.approx([slope.mean for slope in theirs.slopes], abs=0.02)
+        assert [slope.mean for slope in ours.slopes] == pytest.approx([slope.mean for slope in theirs.slopes], abs=0.01)
 
 
 def test_a_broken_model_is_right_but_for_one_multiplier() -> None:
@@ -234,7 +234,7 @@ def test_completep_passes_over_depth_and_the_plain_residual_fails(crystal, tmp_p
 
 
 def test_the_command_line(crystal, tmp_path: Path) -> None:
-    command = [*SMALL, "coordcheck.steps=[1]", *ON_ONE_THREAD, f"run.dir={tmp_path}"]
+    command = [*SMALL, *ON_ONE_THREAD, f"run.dir={tmp_path}"]
     dry = crystal(*command, "dry_run=true")
     assert dry.status == 0 and "would train 8 models (mup, sp) up to step 1" in dry.out and not list(tmp_path.iterdir())
     finished = crystal(*command)

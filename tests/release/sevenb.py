@@ -43,14 +43,15 @@ def write_sparse(folder: Path, config: ModelConfig, *, n_shards: int, dtype: tor
     train_tokenizer([Path(__file__).read_text()], 320, folder / "tokenizer.json")
 
 
-def measured(*arguments: str) -> tuple[float, float]:
-    """(peak resident memory in GB, seconds) of one command line; mapped pages of files count as memory."""
+def measured(*arguments: str) -> tuple[float, str]:
+    """Peak resident memory in GB (mapped pages of files count) of one command line, and what it took, in words."""
     t0 = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "crystal", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, arguments
-    return usage.ru_maxrss * 1024 / 1e9, time.monotonic() - t0
+    peak_gb = usage.ru_maxrss * 1024 / 1e9
+    return peak_gb, f"peak {peak_gb:.2f} GB, {time.monotonic() - t0:.0f} s, of the processor {usage.ru_utime + usage.ru_stime:.0f} s"
 
 
 def main(root: Path) -> None:
@@ -62,8 +63,8 @@ def main(root: Path) -> None:
         ("export", f"checkpoint={root}/checkpoint", "format=hf", "dtype=bfloat16", f"out={root}/stock"),
     ]
     for task, *arguments in steps:
-        peak_gb, seconds = measured(f"task={task}", *arguments)
-        print(f"task={task} {' '.join(arguments)}: peak {peak_gb:.2f} GB, {seconds:.0f} s", flush=True)
+        peak_gb, taken = measured(f"task={task}", *arguments)
+        print(f"task={task} {' '.join(arguments)}: {taken}", flush=True)
         assert peak_gb < LIMIT_GB
     assert json.loads((root / "again" / "config.json").read_text())["crystal"]["d_model"] == CONFIG.d_model
 

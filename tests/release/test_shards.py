@@ -172,7 +172,7 @@ from pathlib import Path
 from crystal.config import ModelConfig
 from crystal.release import hf
 from tests.release.sevenb import write_sparse
-for n_layers in (2, 12):
+for n_layers in (2, 8):
     root = Path(sys.argv[1]) / str(n_layers)
     root.mkdir()
     config = ModelConfig("wide", d_model=1024, n_layers=n_layers, n_heads=8, d_ffn=2730, vocab_size=1024, seq_len=64)
@@ -185,9 +185,9 @@ for n_layers in (2, 12):
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """The peak of one process that imports and exports a model of 2 layers and then one of 12, in shards of a layer each."""
+    """The peak of one process that imports and exports a model of 2 layers and then one of 8, in shards of a layer each."""
     root = Path(__file__).parents[2]
     finished = subprocess.run([sys.executable, "-c", STREAMS, tmp_path], capture_output=True, text=True, cwd=root, timeout=300)
     assert finished.returncode == 0, finished.stderr
     small, peak_of_small, large, peak = map(int, finished.stdout.split())
-    assert large - small > 0.5e9 and peak - peak_of_small < 0.15e9, finished.stdout
+    assert large - small > 0.3e9 and peak - peak_of_small < 0.1e9, finished.stdout
