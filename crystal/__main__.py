@@ -1,15 +1,18 @@
 """`python -m crystal`: compose the configuration, check it, run the task.
 
-The surprise: a UserError is caught inside the task function, because outside of it Hydra has already printed a traceback. In a sweep a
-point that fails is reported and the others run; the status is 2 at the end.
+The surprise: what the user can mend is caught inside the task function, because outside of it Hydra has already printed a traceback. In a
+sweep a point that fails returns its reason and the others run; at the end the first reason is printed, and the status is 2.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import pkgutil
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -19,8 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crystal.cli import help_page, one_line, quoted, swept_keys
-from crystal.config import Config, UserError, refuse_strays
+from crystal.cli import PointFailed, help_page, one_line, quoted, refuse_bad_launch, refuse_bad_sweep, swept_keys
+from crystal.config import Config, UserError, refuse_strays, require
+from crystal.errors import Stopped
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,11 +34,21 @@ IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 MENDABLE = dict.fromkeys(FULL, "the disk is full ({}); expected room for what is written; free some, or give another run.dir")
 MENDABLE |= dict.fromkeys(FORBIDDEN, "no permission ({}); expected files that this user may use; change that, or give another path")
 MENDABLE |= dict.fromkeys(IN_THE_WAY, "the path cannot be used ({}); expected a place for a folder; give another path")
+TASKS = {
+    "train": "stages.tasks:train",
+    "prepare": "stages.tasks:prepare_only",
+    "evaluate": "stages.tasks:evaluate",
+    "generate": "stages.tasks:generate",
+    "plan": "stages.tasks:plan",
+    "replay": "stages.tasks:replay",
+    "report": "stages.tasks:report",
+    "export": "stages.exchange:export_weights",
+    "import": "stages.exchange:import_weights",
+    "doctor": "stages.tasks:doctor",
+    "coordcheck": "stages.coordcheck:coordcheck",
+    "transfer": "stages.transfer:transfer",
+}
 ConfigStore.instance().store("schema", Config)
-
-
-class PointFailed(Exception):
-    """A point of a sweep, perhaps in another process, has said what the user can mend. Hydra passes this on when all points have run."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,25 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         print(help_page())
         return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    statuses: list[int] = []
-    swept: set[str] = set()
-    command = ["crystal", *argv]
-
-    @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-    def run(composed: DictConfig) -> None:
-        if INTERRUPTED in statuses:  # or else a sweep would go on with its next point
-            return
-        statuses.append(guarded(composed, command, swept))
-        if swept and statuses[-1] == USER_ERROR:
-            raise PointFailed
-
-    before, sys.argv = sys.argv, sys.argv[:1]
+    before = sys.argv
     try:
-        sys.argv += quoted(argv)
-        swept |= swept_keys(sys.argv[1:])
-        run()
-    except PointFailed:
-        return USER_ERROR
+        sys.argv = [before[0], *quoted(argv)]
+        return run_all(["crystal", *argv])
     except UserError as error:
         return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -76,56 +75,79 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     finally:
         sys.argv = before
+
+
+def run_all(command: list[str]) -> int:
+    """Let Hydra run sys.argv: once, or under -m each of its points, perhaps in other processes."""
+    statuses: list[int] = []
+    swept = swept_keys(sys.argv[1:])
+    refuse_bad_launch(sys.argv[1:])
+    PointFailed.told.clear()
+
+    @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+    def run(composed: DictConfig) -> PointFailed | None:
+        if INTERRUPTED in statuses:  # or else a sweep would go on with its next point
+            return None
+        try:
+            with mendable():
+                statuses.append(run_point(composed, command, swept))
+        except UserError as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                return PointFailed(f"{composed.run.dir}: {error}")
+            statuses.append(complain(str(error)))
+        return None
+
+    run()
+    if PointFailed.told:
+        first, *others = PointFailed.told
+        statuses.append(complain(first + f" (the first of {1 + len(others)} points that failed)" * bool(others)))
     return max(statuses, default=DONE)
 
 
-def guarded(composed: DictConfig, command: list[str], swept: set[str]) -> int:
-    """Validate the composed configuration, run its task, and turn what the user can mend into one line and status 2."""
+def run_point(composed: DictConfig, command: list[str], swept: set[str]) -> int:
+    """Check the composed configuration and run its task."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        swept = swept | set(hydra_config.sweeper.params or {})
+        composed.run.dir = swept_dir(composed, list(hydra_config.overrides.task), swept)
+        refuse_bad_sweep(composed, hydra_config.runtime.choices)
+    elif composed.sweep is not None and composed.task != "transfer":
+        got = "without -m" if composed.task == "train" else f"with task={composed.task}"
+        expected = f"python -m crystal -m sweep={composed.sweep}, or task=transfer"
+        raise UserError(f"sweep={composed.sweep} {got}; expected {expected}; put -m before it, or leave sweep= out")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    refuse_strays(config)
+    return run_task(config, composed, command)
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Turn every error that the user can mend into a UserError."""
     try:
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode is RunMode.MULTIRUN:
-            swept |= set(hydra_config.sweeper.params or {})
-            composed.run.dir = swept_dir(composed, list(hydra_config.overrides.task), swept)
-        elif composed.sweep is not None and composed.task == "train":
-            raise UserError(f"sweep={composed.sweep} without -m; expected python -m crystal -m sweep={composed.sweep}; put -m before it")
-        config = OmegaConf.to_object(composed)
-        assert isinstance(config, Config)
-        refuse_strays(config)
-        return run_task(config, composed, command)
-    except (UserError, OmegaConfBaseException) as error:
-        return complain(str(error) if isinstance(error, UserError) else one_line(error))
+        yield
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        return complain(MENDABLE[error.errno].format(error))
+        raise UserError(MENDABLE[error.errno].format(error)) from error
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's class, without loading torch for it
             raise
-        got = str(error).split(". ")[0]
-        return complain(f"{got}; expected room for a batch; give backend.micro_rows=1, a smaller model or fewer scale.batch_rows")
+        remedy = "give backend.micro_rows=1, a smaller model or fewer scale.batch_rows"
+        raise UserError(f"{str(error).split('. ')[0]}; expected room for a batch; {remedy}") from error
 
 
 def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
-    """Each task imports what it needs when it is asked for; a configuration that is refused never loads torch."""
-    from crystal.train import Stopped
-    from stages import coordcheck, exchange, tasks, transfer
-
-    task = dict(
-        train=lambda: tasks.train(config, composed, command),
-        prepare=lambda: tasks.prepare_only(config),
-        evaluate=lambda: tasks.evaluate(config),
-        generate=lambda: tasks.generate(config),
-        plan=lambda: tasks.plan(config),
-        replay=lambda: tasks.replay(config),
-        report=lambda: tasks.report(config),
-        export=lambda: exchange.export_weights(config),
-        **{"import": lambda: exchange.import_weights(config)},  # a keyword of the language
-        doctor=lambda: tasks.doctor(config),
-        coordcheck=lambda: coordcheck.coordcheck(config),
-        transfer=lambda: transfer.transfer(config),
-    )[config.task]
+    """Each task is imported when it is asked for; a configuration that is refused never loads torch."""
+    require(config.task in TASKS, f"task={config.task}", f"one of {', '.join(TASKS)}", "mend task")
+    task = pkgutil.resolve_name(TASKS[config.task])
     try:
-        task()
+        if config.task == "train":
+            task(config, composed, command)
+        else:
+            task(config)
     except Stopped:
         print("stopped, and saved; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -135,13 +157,15 @@ def run_task(config: Config, composed: DictConfig, command: list[str]) -> int:
 def swept_dir(composed: DictConfig, overrides: list[str], swept: set[str]) -> str:
     """A point's run directory: the configured one and the swept keys that do not make another run (stage) or are in its name already.
 
-    The points of a sweep= have a folder together.
+    The points of a sweep= have the configured one together, with a folder in it for each parametrization.
     """
     given = [override.partition("=")[0] for override in overrides]
-    named = {"stage", "task"} if "run.dir" in given else {"stage", "task", "model", "data", "parametrization" if composed.sweep else ""}
+    named = {"stage", "task"} | ({"parametrization"} if composed.sweep else set()) | (set() if "run.dir" in given else {"model", "data"})
     added = [override for key, override in zip(given, overrides, strict=True) if key in swept - named]
     name = ",".join(re.sub(r"[^\w.=,+-]", "_", override.replace("'", "")) for override in added)
-    return composed.run.dir + ("/" if composed.sweep else ",") * bool(name) + name
+    if composed.sweep:
+        return f"{composed.run.dir}/{composed.model.parametrization}/{name}"
+    return composed.run.dir + "," * bool(name) + name
 
 
 def complain(line: str) -> int:

@@ -12,13 +12,14 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from crystal.config import UserError, require
+from crystal.config import ModelConfig, UserError, require
 from crystal.engine import Engine
 
 COMPLETE = "COMPLETE"
@@ -28,6 +29,7 @@ DAMAGED = "the file is damaged: take another checkpoint; a run goes on from the 
 def save(root: Path, engine: Engine, state: dict[str, Any], *, tokenizer: Path, keep: int) -> Path:
     """Write `root/step-NNNNNNNN` from the engine and `state` (which gets "step"), then drop all but the newest `keep`."""
     folder = root / f"step-{engine.step_count:08d}"
+    root.mkdir(parents=True, exist_ok=True)  # the run's own, so it stays when this checkpoint fails
     for left_by_a_kill in root.glob(".step-*.tmp"):
         shutil.rmtree(left_by_a_kill)
     with whole(folder, replace=True) as temporary:
@@ -43,8 +45,9 @@ def whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder under a temporary name: with all its files on the disk it gets its own when the block has ended well, or it goes."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    new_parents = [parent for parent in temporary.parents if not parent.exists()]
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.iterdir():
             _sync(path)
@@ -54,6 +57,9 @@ def whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:  # the innermost first; one that somebody else uses by now is not empty
+            with suppress(OSError):
+                parent.rmdir()
         raise
 
 
@@ -91,6 +97,22 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "state.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
         raise UserError(f"{folder} is not a whole checkpoint ({error}); expected one; {DAMAGED}") from error
+
+
+def read_model(folder: Path) -> ModelConfig:
+    """The model of a checkpoint. Raises UserError where something is wrong with its files."""
+    return kept_model(read_state(folder)["model"], folder)
+
+
+def kept_model(kept: Any, where: Path | str) -> ModelConfig:
+    """The model that `where` keeps as JSON; what was kept before ModelConfig had some field has its default. Raises UserError."""
+    kept = kept if isinstance(kept, dict) else {"model": kept}
+    known = {entry.name: {"int": int, "float": int | float, "str": str}[str(entry.type)] for entry in fields(ModelConfig)}
+    wrong = [f"{key}={value}" for key, value in kept.items() if not isinstance(value, known.get(key, ())) or isinstance(value, bool)]
+    wrong += [f"no {entry.name}" for entry in fields(ModelConfig) if entry.default is MISSING and entry.name not in kept]
+    got = f"{where} keeps a model with {', '.join(wrong)}"
+    require(not wrong, got, f"{', '.join(known)} as this version has them", "use the version of Crystal that wrote it")
+    return ModelConfig(**kept)
 
 
 def _sync(path: Path) -> None:

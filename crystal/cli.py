@@ -6,15 +6,19 @@ The surprise: Hydra reads `stage=2` as an integer and refuses it as a choice, so
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crystal.config import UserError, require
@@ -23,6 +27,7 @@ GROUPS = ("task", "stage", "model", "data", "backend", "eval", "scale", "paramet
 TEXTS = ("prompt", "suffix")
 OPTIONS = ("-m", "--multirun", "--cfg", "--resolve", "--help", "-h")  # of Hydra's, those that are of use here
 SHOWS = ("job", "hydra", "all")  # what --cfg can show
+FIXED = ("sweep", "task", "stage", "eval")  # what a sweep= says for all of its points
 SEE_HELP = "see python -m crystal --help"
 
 
@@ -41,22 +46,37 @@ def quoted(argv: list[str]) -> list[str]:
         else:
             require(option.strip("+~ ") != "", argument or "an empty argument", "key=value or group=choice", SEE_HELP)
     require(argv[-1:] != ["--cfg"], "--cfg", f"one of {', '.join(SHOWS)} behind it", "give --cfg job")
+    several = [argument for argument in argv if argument.startswith("config=")]
+    require(len(several) < 2, " ".join(several), "one config=FILE", "let one name the other in its defaults")
     return [word for argument in argv for word in (_opened(argument) if argument.startswith("config=") else [_quoted(argument)])]
 
 
 def _opened(argument: str) -> list[str]:
     """Hydra's two options for `config=FILE`, a configuration that begins with Crystal's own and changes what it likes."""
     path = Path(argument.partition("=")[2])
-    try:
-        found = OmegaConf.load(path)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{argument} ({error}); expected a YAML file; check the path, or mend the file") from error
-    defaults = found.get("defaults") if isinstance(found, DictConfig) else None
-    begins = isinstance(defaults, ListConfig) and "config" in defaults
-    require(begins, argument, "a file that begins with defaults: [config, _self_]", "task=import makes one of a params.yaml")
+    defaults = _defaults(path, [])
+    ours = defaults[:1] == ["config"] and defaults[-1] == "_self_"
+    got = f"{argument} with defaults: {defaults}"
+    require(ours, got, "a file whose defaults begin with config and end with _self_", "write defaults: [config, _self_]")
     own = path.suffix != ".yaml" or path.stem in ("config", "schema")
     require(not own, argument, "a name in .yaml that is not one of Crystal's own", "rename the file")
     return [f"--config-dir={path.absolute().parent}", f"--config-name={path.stem}"]
+
+
+def _defaults(path: Path, above: list[Path]) -> list[Any]:
+    """The defaults of a configuration file; those that lie beside it are read too, because Hydra follows a circle for ever."""
+    require(path not in above, f"{path} in its own defaults", "defaults that do not come back", f"take {path.stem} out of one of them")
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"config={path} ({error}); expected a YAML file; check the path, or mend the file") from error
+    defaults = found.get("defaults") if isinstance(found, dict) else None
+    names = defaults if isinstance(defaults, list) else []
+    beside = [path.with_name(f"{name}.yaml") for name in names if isinstance(name, str) and name != "config"]
+    for file in beside:
+        if file.exists():
+            _defaults(file, [*above, path])
+    return names
 
 
 def _quoted(argument: str) -> str:
@@ -87,7 +107,8 @@ def _literal(text: str) -> str:
 
 def heads(d_model: int, head_dim: int) -> int:
     """`${heads:D,K}` in conf/: how many heads of head_dim dims make up d_model."""
-    require(d_model % head_dim == 0, f"model.d_model={d_model}", f"a multiple of its heads' {head_dim} dims", "or give model.n_heads too")
+    remedy = f"give one (in a sweep model.d_model={2 * head_dim},{4 * head_dim},...), or model.n_heads too"
+    require(d_model % head_dim == 0, f"model.d_model={d_model}", f"a multiple of its heads' {head_dim} dims", remedy)
     return d_model // head_dim
 
 
@@ -123,7 +144,8 @@ def help_page() -> str:
         "  python -m crystal stage=2 backend=cuda     stage 2, from stage 1's last checkpoint in the same run directory",
         "  python -m crystal task=plan model=7b       what CrystalCoder costs",
         "  python -m crystal config=FILE.yaml         a configuration of your own, which begins with defaults: [config, _self_]",
-        "  python -m crystal -m scale.lr_factor=0.1,0.2 a sweep: one run for each value",
+        "  python -m crystal -m tokens=2e6,4e6        several runs: one for each value",
+        "  python -m crystal -m sweep=lr              a muP sweep: learning rate x width x seed; task=transfer sweep=lr reads it",
         "",
     ]
     for group in GROUPS:
@@ -138,15 +160,75 @@ def help_page() -> str:
     return "\n".join(lines)
 
 
+class PointFailed(Exception):
+    """Why a point failed, in a line that begins with its folder.
+
+    It is returned, not raised: Hydra would put a line of its own before it. Every one that is made here, or that comes here from another
+    process (unpickling makes it anew), is in `told`, in order and once.
+    """
+
+    told: dict[str, None] = {}
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line)
+        self.told[line] = None
+
+
+def refuse_bad_launch(argv: list[str]) -> None:
+    """Raise UserError, before anything is written, where no point of a -m command line could run."""
+    if not {"-m", "--multirun"} & set(argv):
+        return
+    overrides = [override for override in _overrides(argv) if not isinstance(override.value(), Glob)]
+    if "sweep" in {override.key_or_group for override in overrides}:
+        several = [each for each in overrides if each.is_sweep_override() and each.key_or_group in FIXED]
+        got = "".join(str(each.input_line) for each in several[:1]).replace("'", "")
+        require(not several, f"-m sweep= and {got}", "one value", "give each a command of its own")
+    options = dict(argument.split("=", 1) for argument in argv if argument.startswith("--config-"))
+    own = options.get("--config-dir")
+    with initialize_config_dir(own, version_base="1.3") if own else initialize_config_module("conf", version_base="1.3"):
+        given = ["hydra.searchpath=[pkg://conf]"] * bool(own) + [_first(override) for override in overrides]
+        first = compose(options.get("--config-name", "config"), given, return_hydra_config=True)
+    require(first.run.dir.strip() != "", "run.dir is empty", "a folder", "give run.dir=DIR, or leave it out")
+    refuse_bad_sweep(first, first.hydra.runtime.choices)
+    there = "Slurm" not in first.hydra.launcher._target_ or shutil.which("srun") and shutil.which("sbatch")
+    require(bool(there), "hydra/launcher=submitit_slurm without srun and sbatch", "Slurm", "start there, or give hydra/launcher=joblib")
+
+
+def refuse_bad_sweep(composed: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Raise UserError where a point of a sweep= is not one stage from fresh weights, trained for its loss alone."""
+    if composed.sweep is None:
+        return
+    name, stages = f"-m sweep={composed.sweep}", composed.stages
+    require(composed.task == "train", f"{name} with task={composed.task}", "task=train", "leave task= out; task=transfer goes without -m")
+    fresh = len(stages) == 1 and composed.init_from is None and all(stage.starts_from is None for stage in stages.values())
+    got = f"init_from={composed.init_from}" if composed.init_from is not None else f"stage={choices.get('stage')}"
+    require(fresh, f"{name} with {got}", "one stage from fresh weights, because points keep none", "leave stage= and init_from= out")
+    got = f"{name} with eval={choices.get('eval')}"
+    require(not composed.eval.benchmarks, got, "eval=none, because a point keeps no weights to score", "leave eval= out")
+
+
 def swept_keys(argv: list[str]) -> set[str]:
     """The keys that have several values under -m."""
-    overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
-    return {override.key_or_group for override in OverridesParser.create().parse_overrides(overrides) if override.is_sweep_override()}
+    return {override.key_or_group for override in _overrides(argv) if override.is_sweep_override()}
+
+
+def _overrides(argv: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides([argument for argument in argv if "=" in argument and not argument.startswith("-")])
+
+
+def _first(override: Override) -> str:
+    """The override as the first point gets it."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
 
 
 def one_line(error: HydraException | OmegaConfBaseException) -> str:
     """What Hydra or OmegaConf said, as `what was got; what was expected; what to do`, without search paths."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    behind = list(_behind(error))
+    if ours := [each for each in behind if isinstance(each, UserError)]:  # from a resolver
+        return str(ours[0])
+    cause = next((each for each in (error, *behind) if getattr(each, "full_key", None)), error)
     text, key, why = str(error), getattr(cause, "full_key", None) or "", str(cause).split("\n")[0]
     if launcher := re.search(r"Could not find 'hydra/launcher/(\w+)'", text):
         remedy = "pip install 'crystal-trainer[sweep]', or give hydra/launcher=basic"
@@ -157,6 +239,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if missing := re.search(r"You must specify '(\w+)'", text):
         known = list(choices(missing[1]))
         return f"no {missing[1]} was chosen; expected one of {', '.join(known)}; give {missing[1]}={' or '.join(known)}"
+    if missing := re.search(r"In '(.*)': Could not load '(.*)'", text):
+        return f"{missing[2]} in the defaults of {missing[1]}; expected a file beside it or one of Crystal's; mend the name"
     if unknown := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in ", text):
         return _unknown_key(unknown[1] if "Could not" in text else key, key, getattr(cause, "parent_node", None))
     if several := re.search(r"Ambiguous value for argument '(.*)'\n", text) or re.search(r"Sweep parameters '(.*)' requires", text):
@@ -171,6 +255,13 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if key:
         return f"{key}: {why}; expected {_expected(why)}; mend {key}"
     return f"{re.sub('See https.*', '', text).strip()}; expected key=value or group=choice; {SEE_HELP}"
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error was raised from."""
+    while before := error.__cause__ or error.__context__:
+        yield before
+        error = before
 
 
 def _unknown_key(given: str, key: str, parent: Any) -> str:

@@ -10,22 +10,9 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-
-class UserError(ValueError):
-    """Something the user can mend: one line that says what was got, what was expected, what to do."""
-
-
-def require(ok: bool, got: str, expected: str, remedy: str) -> None:
-    """Raise the one-line UserError `got; expected ...; remedy` unless `ok`."""
-    if not ok:
-        raise UserError(f"{got}; expected {expected}; {remedy}")
-
-
-def require_positive(owner: str, values: dict[str, float | int]) -> None:
-    """Every value is a finite number above zero, or a UserError names the key as `owner.key`; owner "" is the top."""
-    for name, value in values.items():
-        key = f"{owner}.{name}" if owner else name
-        require(0 < value < math.inf, f"{key}={value:g}", "a finite number above 0", f"give {key} a positive value")
+from crystal.errors import UserError as UserError  # everybody takes it from here
+from crystal.errors import require, require_positive
+from crystal.stageconfig import StageConfig
 
 
 def refuse_strays(config: Any, owner: str = "") -> None:
@@ -151,79 +138,6 @@ class ScaleConfig:
         require_positive("scale", {key: getattr(self, key) for key in counts})
         if self.tokens is not None:
             require_positive("scale", {"tokens": self.tokens})
-
-
-@dataclass
-class LrPiece:
-    """A straight piece of the learning-rate schedule: from `start` to `end` over `tokens`."""
-
-    start: float
-    end: float
-    tokens: int
-
-
-@dataclass
-class MixtureEntry:
-    """One source of a stage: a glob over prepared parts, its share of the rows, whether FIM applies, which slice of its rows."""
-
-    parts: str
-    weight: float
-    fim: bool = False
-    slice: list[float] = field(default_factory=lambda: [0.0, 1.0])
-
-
-@dataclass
-class FimConfig:
-    """Fill-in-the-middle: share of the code documents that are permuted, and the share of those in suffix-first order."""
-
-    rate: float = 0.0
-    spm_rate: float = 0.5
-
-
-@dataclass
-class StageConfig:
-    """A stage: what is trained on, for how many tokens, at which learning rate, from which weights."""
-
-    name: str
-    tokens: int
-    lr: list[LrPiece]
-    mixture: dict[str, MixtureEntry]
-    fim: FimConfig = field(default_factory=FimConfig)
-    starts_from: str | None = None  # the stage whose last checkpoint gives the weights; null: fresh weights
-    optimizer: str = "fresh"
-
-    def __post_init__(self) -> None:
-        key = f"stages.{self.name}"
-        require(self.tokens > 0, f"{key}.tokens={self.tokens}", "a positive number of tokens", f"give {key}.tokens")
-        require(len(self.mixture) > 0, f"{key}.mixture is empty", "at least one source", f"give {key}.mixture")
-        require(
-            sum(piece.tokens for piece in self.lr) >= self.tokens,
-            f"{key}.lr covers {sum(piece.tokens for piece in self.lr)} tokens",
-            f"at least the stage's {self.tokens}",
-            f"lengthen a piece of {key}.lr or shorten {key}.tokens",
-        )
-        for piece in self.lr:
-            require(
-                piece.tokens > 0 and piece.start >= 0 and piece.end >= 0,
-                f"{key}.lr has a piece {piece}",
-                "tokens above 0 and rates of at least 0",
-                "mend that piece",
-            )
-        for label, entry in self.mixture.items():
-            where = f"{key}.mixture.{label}"
-            require(entry.weight > 0, f"{where}.weight={entry.weight}", "a weight above 0", "leave the source out instead")
-            low, high = entry.slice if len(entry.slice) == 2 else (1.0, 0.0)
-            require(0 <= low < high <= 1, f"{where}.slice={entry.slice}", "[low, high] with 0 <= low < high <= 1", f"mend {where}.slice")
-        for name, rate in (("rate", self.fim.rate), ("spm_rate", self.fim.spm_rate)):
-            require(0 <= rate <= 1, f"{key}.fim.{name}={rate}", "a share from 0 to 1", "CrystalCoder has rate 0.9, spm_rate 0.5")
-        total = sum(entry.weight for entry in self.mixture.values())
-        require(
-            abs(total - 1) < 1e-4,
-            f"{key}.mixture weights sum to {total:.6f}",
-            "1",
-            "raise or lower the others when you change one",
-        )
-        require(self.optimizer in ("fresh", "carry"), f"{key}.optimizer={self.optimizer}", "fresh or carry", f"mend {key}.optimizer")
 
 
 @dataclass
@@ -369,6 +283,22 @@ class Config:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        self._refuse_unlike_sizes()
+        self._refuse_bad_devices()
+        for key in ("checkpoint", "init_from", "source", "out"):
+            path = getattr(self, key)
+            require(path is None or path.strip() != "", f"{key} is empty", "a path", f"give {key}=PATH, or leave it out")
+        require(
+            self.init_from is None or len(self.stages) == 1,
+            f"init_from={self.init_from} with {len(self.stages)} stages",
+            "one stage to start from a checkpoint",
+            "name it with stage=1, 2 or 3",
+        )
+        if self.tokens is not None:
+            require_positive("", {"tokens": self.tokens})
+            self.scale = replace(self.scale, tokens=int(self.tokens))
+
+    def _refuse_unlike_sizes(self) -> None:
         require(
             self.model.vocab_size >= self.data.vocab_size,
             f"model.vocab_size={self.model.vocab_size}",
@@ -387,12 +317,8 @@ class Config:
             f"fewer than scale.seq_len={self.scale.seq_len}, so that there is room for a prompt",
             "lower it, or give eval=none",
         )
-        require(
-            self.init_from is None or len(self.stages) == 1,
-            f"init_from={self.init_from} with {len(self.stages)} stages",
-            "one stage to start from a checkpoint",
-            "name it with stage=1, 2 or 3",
-        )
+
+    def _refuse_bad_devices(self) -> None:
         require_positive("", {"devices": self.devices})
         require(
             self.scale.batch_rows % self.devices == 0,
@@ -406,6 +332,3 @@ class Config:
             "task=plan: this version trains on one device",
             "leave devices out, or give task=plan",
         )
-        if self.tokens is not None:
-            require_positive("", {"tokens": self.tokens})
-            self.scale = replace(self.scale, tokens=int(self.tokens))

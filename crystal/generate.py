@@ -110,7 +110,7 @@ class Completer:
     @classmethod
     def load(cls, folder: Path, *, device: str) -> Completer:
         """Read a checkpoint folder, float32, to `device` ("cpu", "cuda"). Raises UserError where it is not whole."""
-        config = ModelConfig(**checkpoint.read_state(folder)["model"])
+        config = checkpoint.read_model(folder)
         model = Transformer(config)
         model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
         return cls(model.eval().to(device), config, load_tokenizer(folder / "tokenizer.json"))
@@ -124,7 +124,10 @@ class Completer:
         """The text between `prefix` and `suffix`, asked for in prefix-suffix-middle order (Bavarian et al. 2022)."""
         special = self.tokenizer.special
         before, behind = (self.tokenizer.encode(text).tolist() for text in (prefix, suffix))
-        room = max(self.config.seq_len - sampling.max_new_tokens - 4, 0)  # what does not fit goes from the far ends
+        room = self.config.seq_len - sampling.max_new_tokens - 4
+        expected = f"at most {self.config.seq_len - 6}, so that the model's {self.config.seq_len} tokens hold some of prompt and suffix"
+        require(room >= 2, f"max_new_tokens={sampling.max_new_tokens} with a suffix", expected, "lower it")
+        # What does not fit goes from the far ends.
         behind = behind[: max(room // 2, room - len(before))]
         before = before[max(len(before) + len(behind) - room, 0) :]
         ids = [self.tokenizer.eos_id, special["<fim_prefix>"], *before, special["<fim_suffix>"], *behind, special["<fim_middle>"]]

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def read_json(path: Path, default: Any) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}; expected a JSON object; {DAMAGED}")
     return value
+
+
+def flattened(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested JSON; the items of a list of objects are numbered, other lists are values."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and (value or not key):
+        for name, inner in value.items():
+            yield from flattened(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -19,14 +19,23 @@ from torch import Tensor
 from crystal.config import UserError
 from crystal.data.loader import Loader
 from crystal.engine import Engine
+from crystal.engine import Metrics as StepMetrics
+from crystal.errors import Stopped
 from crystal.runlog import Metrics, Progress
 
 Validate = Callable[[], dict[str, Any]]
 Save = Callable[[list[float]], Any]
 
 
-class Stopped(Exception):
-    """The user asked to stop (Ctrl-C, SIGTERM) and the state has been saved."""
+class Diverged(UserError):
+    """The loss or its gradient is not finite; in a sweep that is a result. `step` is where it was seen."""
+
+    def __init__(self, stage: str, step: int, total: float) -> None:
+        super().__init__(
+            f"stage {stage} diverged: loss and gradient norm at step {step} are {total} in sum; expected finite numbers; "
+            "lower scale.lr_factor and start in another run.dir"
+        )
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,21 @@ def train(
     """Take `engine` from the step it is at to `n_steps`.
 
     `validate()` returns the values of a validation record, `save(pending)` writes a checkpoint with the losses not yet logged.
-    Raises Stopped after a signal, UserError where the loss is not finite.
+    Raises Stopped after a signal, Diverged where the loss is not finite, and then the last record says so.
     """
     first, tokens_per_step = engine.step_count, loader.batch_rows * loader.prepared.seq_len
     batches = loader.batches(first * loader.batch_rows, n_steps - first)
     losses: list[Tensor | float] = list(pending)
+
+    def log(result: StepMetrics, step: int) -> float:
+        loss, norm = sum(map(float, losses)) / len(losses), float(result.grad_norm)
+        losses.clear()
+        told = {"tokens": step * tokens_per_step, "loss": loss, "lr": result.lr, "grad_norm": norm}
+        metrics.log("train", step, told | {"tokens_per_s": progress.rate(step), "elapsed_s": time.monotonic() - progress.t0})
+        if not math.isfinite(loss + norm):
+            raise Diverged(stage, step, loss + norm)
+        return loss
+
     with stop_requests() as stop, Progress(stage=stage, n_steps=n_steps, step=first, tokens_per_step=tokens_per_step) as progress:
         for batch in engine.feed(batches, n_steps - first):
             result = engine.step(batch)
@@ -65,42 +84,19 @@ def train(
             step, last, stopping = engine.step_count, engine.step_count == n_steps, bool(stop)
 
             if last or step % cadence.log_every == 0:
-                loss = sum(map(float, losses)) / len(losses)
-                losses.clear()
-                metrics.log(
-                    "train",
-                    step,
-                    {
-                        "tokens": step * tokens_per_step,
-                        "loss": loss,
-                        "lr": result.lr,
-                        "grad_norm": float(result.grad_norm),
-                        "tokens_per_s": progress.rate(step),
-                        "elapsed_s": time.monotonic() - progress.t0,
-                    },
-                )
-                progress.show(step, loss)
-                require_finite(loss + float(result.grad_norm), stage=stage, step=step)
+                progress.show(step, log(result, step))
             if last or step % cadence.valid_every == 0:
                 metrics.log("valid", step, {"tokens": step * tokens_per_step} | validate())
             if last or stopping or step % cadence.save_every == 0:
                 unlogged = [float(loss) for loss in losses]
-                require_finite(sum(unlogged) + float(result.grad_norm), stage=stage, step=step)
+                if not math.isfinite(sum(unlogged) + float(result.grad_norm)):  # never saved
+                    log(result, step)
                 metrics.sync()
                 save(unlogged)
             if stopping:
                 break
         if stop:
             raise Stopped
-
-
-def require_finite(loss_and_norm: float, *, stage: str, step: int) -> None:
-    """Raise UserError where the sum of loss and gradient norm tells that training has diverged; the checkpoints before it are kept."""
-    if not math.isfinite(loss_and_norm):
-        raise UserError(
-            f"stage {stage} diverged: loss and gradient norm at step {step} are {loss_and_norm} in sum; expected finite numbers; "
-            "lower scale.lr_factor and start in another run.dir"
-        )
 
 
 @contextmanager

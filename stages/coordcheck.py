@@ -6,19 +6,23 @@ place.
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from crystal.config import Config, ModelConfig, UserError
+from crystal.config import Config, ModelConfig, UserError, require
 from crystal.model.cost import train_flops_per_token
-from crystal.mup.options import CoordCheckConfig
+from crystal.mup.options import CoordCheckConfig, sized
 from crystal.runlog import clock, write_text
 from stages.tasks import chosen_backend
 
@@ -28,15 +32,16 @@ if TYPE_CHECKING:
 
 
 def coordcheck(config: Config) -> None:
-    """Write records, picture and verdict of the configured model and of what stands beside it. UserError where the configured one fails."""
-    from crystal.mup.coordcheck import Mode, Trial, fixed_batch, run_trial, sized
-    from crystal.mup.plan import derive
-
-    options, backend = coordcheck_options(config), chosen_backend(config)
-    models = {name: [sized(model, options, *size) for size in options.sizes] for name, model in compared(config.model, options).items()}
-    out = Path(config.out or f"{config.run.dir}/coordcheck-{options.over}")
+    """Write records, picture and verdict of the configured model and of what stands beside it. UserError where the first does not pass."""
+    options = coordcheck_options(config)
+    models, out = compared_models(config.model, options), Path(config.out or f"{config.run.dir}/coordcheck-{options.over}")
+    refuse_unwritable(out)
+    backend = chosen_backend(config)
     if config.dry_run:
         return print(f"{cost_of(models, options, backend.flops_per_s())} into {out}")
+    from crystal.mup.coordcheck import Mode, Trial, fixed_batch, run_trial
+    from crystal.mup.plan import derive
+
     batch, mode, records = fixed_batch(options, seed=config.run.seed), Mode(backend.name, lambda spec: backend.build(spec, before={})), []
     for name, variant in models.items():
         for model in variant:
@@ -45,20 +50,53 @@ def coordcheck(config: Config) -> None:
             records += run_trial(trial, mode, batch, options, first_seed=config.run.seed, adamw=config.optim)
             took_s = time.perf_counter() - t0
             print(f"{name}: width {model.d_model}, {model.n_layers} layers, {options.seeds} seeds: {took_s:.1f} s", file=sys.stderr)
-    verdict = write_findings(records, options, out)[0]
-    if verdict.wrong:
-        raise UserError(f"{verdict}; expected the exponents of {out}/verdict.md; mend the multipliers, or lower coordcheck.lr")
+    command = ["python", "-m", "crystal", *HydraConfig.get().overrides.task]
+    verdict = write_findings(records, options, out, provenance(mode.facts, command))[0]
+    if verdict.outcome != "passes":
+        raise UserError(f"{verdict}; expected {expected_and_remedy(verdict, config.model, options)}")
 
 
-def write_findings(records: Sequence[Record], options: CoordCheckConfig, out: Path) -> list[Verdict]:
-    """Write the records, then what is made of them, and print the verdicts, which are returned."""
+def refuse_unwritable(out: Path) -> None:
+    """Raise UserError, before any work, where the findings could not be written or drawn. An earlier check in `out` is replaced."""
+    missing = [package for package, module in (("matplotlib", "matplotlib"), ("pillow", "PIL")) if find_spec(module) is None]
+    require(not missing, f"no {' and '.join(missing)}", "what draws the picture", "run: pip install 'crystal-trainer[report]'")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    require(usable, f"out={out}, but {there} is no folder to write into", "a folder, new or of an earlier check", "give another out")
+
+
+def expected_and_remedy(verdict: Verdict, model: ModelConfig, options: CoordCheckConfig) -> str:
+    """The end of the line on a verdict that is no pass, for the weightiest of its reasons."""
+    keeps_sizes = model.parametrization == "mup" if options.over == "width" else model.depth == "completep"
+    theory, switch = {"width": ("muP", "parametrization=mup"), "depth": ("CompleteP", "model.depth=completep")}[options.over]
+    mend = f"mend the multipliers, or lower coordcheck.lr.{options.over}" if keeps_sizes else f"give {switch}"
+    return {
+        "engine": "the plain model's; mend the backend's forward pass, or give backend=cpu backend.dtype=float32",
+        "exponent": f"{theory}'s exponents; {mend}",
+        "rate": f"changes that can be measured; raise coordcheck.lr.{options.over}",
+        "spread": f"slopes that are clear; raise coordcheck.seeds, or let coordcheck.{options.over}s reach further",
+    }[next(iter(verdict.reasons))]
+
+
+def provenance(facts: Mapping[str, Any], command: Sequence[str]) -> str:
+    """What made the findings, on what. No date, so that the same findings make the same page."""
+    import torch
+
+    from stages.record import git_commit
+
+    where = f"{facts['dtype']} on {facts['device']}, processes: {facts['ranks']}, threads of each: {facts['threads']}"
+    return f"Made by `{shlex.join(command)}` at commit {git_commit() or 'unknown'} with torch {torch.__version__}, {where}."
+
+
+def write_findings(records: Sequence[Record], options: CoordCheckConfig, out: Path, provenance: str) -> list[Verdict]:
+    """Write the records and what is made of them, and print the verdicts, which are returned."""
     from crystal.mup.coordcheck import to_csv
     from crystal.mup.coordcheck_plots import draw
     from crystal.mup.slopes import judge, markdown
 
     write_text(out / "records.csv", to_csv(records))
     verdicts = judge(records, options.over)
-    page = markdown(verdicts, options.over, options.lr)
+    page = markdown(verdicts, options.over, options.rate, provenance)
     write_text(out / "verdict.md", page)
     (out / "sizes.png").write_bytes(draw(records, verdicts, options.over))
     print(f"{page}\nrecords, verdict and picture: {out}")
@@ -70,11 +108,16 @@ def coordcheck_options(config: Config) -> CoordCheckConfig:
     typed = OmegaConf.merge({"coordcheck": OmegaConf.structured(CoordCheckConfig)}, {"coordcheck": config.coordcheck})
     options = OmegaConf.to_object(typed.coordcheck)
     assert isinstance(options, CoordCheckConfig)
+    require(config.run.seed >= 0, f"run.seed={config.run.seed}", "a whole number of at least 0", "mend run.seed")
     return options
 
 
-def compared(model: ModelConfig, options: CoordCheckConfig) -> dict[str, ModelConfig]:
-    """By name the configured model, which is judged, and what stands beside it."""
+def compared_models(model: ModelConfig, options: CoordCheckConfig) -> dict[str, list[ModelConfig]]:
+    """By name the configured model, which is judged, and what stands beside it, both at every size."""
+    return {name: [sized(variant, options, *size) for size in options.sizes] for name, variant in _variants(model, options).items()}
+
+
+def _variants(model: ModelConfig, options: CoordCheckConfig) -> dict[str, ModelConfig]:
     if options.over == "depth":
         other = {"none": "completep", "completep": "none"}[model.depth]
         return {model.depth: model, other: replace(model, depth=other)}

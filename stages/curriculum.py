@@ -21,7 +21,7 @@ from crystal.data.shards import Prepared
 from crystal.engine import Backend, Engine, TrainSpec
 from crystal.mup.plan import derive
 from crystal.runlog import Metrics, open_sinks, read_json, write_json
-from crystal.train import Cadence, train
+from crystal.train import Cadence, Diverged, train
 from stages.recipes import Recipe, recipe
 from stages.record import (
     keep_numbers,
@@ -82,9 +82,10 @@ class StageRun:
         if summary.exists():
             print(f"stage {self.name}: complete, skipped")
         else:
-            self._train()
+            self._train_or_diverge(summary)
         if self.run.config.sweep is not None:  # a point is compared by its losses: no weights are kept, nothing is scored
-            return shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            return
         last = checkpoint.latest(self.checkpoints)
         if last is None:
             raise UserError(
@@ -93,6 +94,16 @@ class StageRun:
         if not (self.folder / "scores" / "baselines.json").exists():
             write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
         score_checkpoint(last, self.run.config.eval, out=self.folder / "scores", device=self.run.backend.name)
+
+    def _train_or_diverge(self, summary: Path) -> None:
+        """Train; that a point of a sweep diverges is its result."""
+        try:
+            self._train()
+        except Diverged as error:
+            if self.run.config.sweep is None:
+                raise
+            write_json(summary, {"stage": self.name, "status": "diverged", "steps": self.recipe.n_steps, "step": error.step})
+            print(f"{self.run.folder}: diverged at step {error.step:,} of {self.recipe.n_steps:,}, which counts as an infinite loss")
 
     def _train(self) -> None:
         config, prepared, made = self.run.config, self.run.prepared, self.recipe

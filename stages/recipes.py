@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crystal.config import ScaleConfig, StageConfig, require
+from crystal.config import ScaleConfig, require
 from crystal.data.loader import Entry
 from crystal.schedule import Piece, Schedule
+from crystal.stageconfig import StageConfig
 from stages.published import CURRICULUM_TOKENS
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from crystal import checkpoint
-from crystal.config import Config, ModelConfig, StageConfig, UserError, require
+from crystal.config import Config, ModelConfig, UserError, require
 from crystal.model.cost import parameters
-from crystal.runlog import read_json, write_json
+from crystal.runlog import flattened, read_json, write_json
+from crystal.stageconfig import StageConfig
 
 PACKAGES = ("torch", "numpy", "tokenizers", "mup", "hydra-core")
 
@@ -34,7 +35,7 @@ def write_run_record(run_dir: Path, config: Config, facts: dict[str, Any], manif
         "created": read_json(path, {}).get("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         "command": command,
         "crystal": importlib.metadata.version("crystal-trainer"),
-        "git": _git_commit(),
+        "git": git_commit(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
         **facts,
         "model": asdict(config.model),
@@ -45,7 +46,7 @@ def write_run_record(run_dir: Path, config: Config, facts: dict[str, Any], manif
     })  # fmt: skip
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the source, with "+" where files have changed; None outside a git checkout."""
     here = Path(__file__).parent
     try:
@@ -105,8 +106,8 @@ def source_of(config: Config, stage: StageConfig) -> Path | None:
 
 def refuse_other_model(source: Path, model: ModelConfig) -> None:
     """Raise UserError where the checkpoint `source` is not whole, or is of another model."""
-    theirs, ours = checkpoint.read_state(source)["model"], asdict(model)
-    wrong = [f"model.{key}={theirs.get(key)} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs.get(key)]
+    theirs, ours = asdict(checkpoint.read_model(source)), asdict(model)
+    wrong = [f"model.{key}={theirs[key]} (configured: {ours[key]})" for key in ours if key != "name" and ours[key] != theirs[key]]
     require(not wrong, f"{source} has {', '.join(wrong)}", "the configured model", "choose that model or another checkpoint")
 
 
@@ -145,9 +146,10 @@ def only_process(run_dir: Path, *, wait: bool = False) -> Iterator[None]:
 
 def refuse_other_numbers(path: Path, numbers: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where `path` holds other settings; nothing is wrong where it is not there."""
-    now = json.loads(json.dumps(numbers))
-    before = {key: value for key, value in read_json(path, now).items() if key in now}
-    different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(before, now)]
+    before = {key: value for key, value in read_json(path, numbers).items() if key in numbers}
+    if "model" in before:
+        before["model"] = asdict(checkpoint.kept_model(before["model"], path))
+    different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(before, numbers)]
     got = f"{path.parent} was started with other settings: {', '.join(different[:4])}"
     require(not different, got, "the same settings", "give another run.dir, or delete that folder")
 
@@ -160,7 +162,7 @@ def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
 
 def refuse_other_data(before: dict[str, Any], now: dict[str, Any], *, where: str) -> None:
     """Raise UserError where a checkpoint was trained on other data than the loader gives, naming what differs."""
-    different = [key for key, _, _ in differences(before, json.loads(json.dumps(now)))]
+    different = [key for key, _, _ in differences(before, now)]
     got = f"{where} was trained on other data ({', '.join(different[:4])} differ)"
     require(not different, got, "the data it was trained on", "prepare that data again, or start in another run.dir")
 
@@ -172,10 +174,8 @@ def note_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
         print(f"  going on with {', '.join(different)}: not bit for bit as it would have been")
 
 
-def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value before, value now) wherever two JSON values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before.keys() | now.keys()):
-            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key, before, now
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value before, value now) wherever what a JSON file holds differs from what would be written to it."""
+    there, here = dict(flattened(before)), dict(flattened(json.loads(json.dumps(now))))
+    found = [(key, there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())]
+    return [(key, theirs, ours) for key, theirs, ours in found if theirs != ours]

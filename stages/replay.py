@@ -17,9 +17,9 @@ from crystal.data.mixture import Mixture, Stream
 from crystal.mup.plan import derive, meta_model
 from crystal.optim import param_groups, set_lr
 from crystal.runlog import write_text
+from stages.out import new_out
 from stages.params_yaml.read import read
 from stages.recipes import Recipe, recipe
-from stages.tasks import new_file
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Course:
 
 def replay(config: Config) -> None:
     """Write the steps of the configured stages, or of the params.yaml files of source=, to config.out, and print a summary."""
-    out = new_file(config)
+    out = new_out(config, "file")
     course = _configured(config) if config.source is None else _from_files(config, Path(config.source))
     _show(course)
     n_rows = sum(made.n_steps for made in course.recipes)
     if config.dry_run:
-        return print(f"would write {n_rows:,} rows to {out}")
+        print(f"would write {n_rows:,} rows to {out}")
+        return
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows(course))
     write_text(out, text.getvalue())

@@ -1,38 +1,41 @@
 """The tasks of the command line, where configuration, data, backend and curriculum meet.
 
-The surprise: this is the only place below `__main__` that holds the whole configuration; everything further down gets what it needs.
+This is the only place below `__main__` that holds the whole configuration; everything further down gets what it needs. The surprise:
+what needs torch is imported where it is used, so that a task that is refused has not waited for it.
 """
 
 from __future__ import annotations
 
 import pkgutil
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.code.problems import BenchmarkAbsent
-from crystal import checkpoint, machine
+from crystal import machine
 from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.loader import resolve_entries
 from crystal.data.prepare import prepare
 from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
-from crystal.engine import Backend
-from crystal.model.cost import memory_bytes
-from crystal.runlog import write_text
+from crystal.model.cost import memory_bytes, train_flops_per_token
+from crystal.runlog import clock, read_json, write_text
 from stages.recipes import recipe
-from stages.record import completed_stages, only_process, refuse_bad_start
+
+if TYPE_CHECKING:
+    from crystal.engine import Backend
 
 
 def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     """Prepare, train every stage that is not complete, score each, write the report."""
     from stages.curriculum import Run, run_curriculum
+    from stages.record import refuse_bad_start
 
     backend = chosen_backend(config)
     refuse_too_large(config, backend)
@@ -42,9 +45,11 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
         from stages.plan import show_run
 
         refuse_missing_corpus(config)
-        return show_run(config, backend)
-    if config.sweep is not None and config.stages.keys() <= completed_stages(config):
-        return print(f"{config.run.dir}: complete, skipped")
+        show_run(config, backend) if config.sweep is None else show_point(config, backend)
+        return
+    if status := point_status(config):
+        print(f"{config.run.dir}: {status}, skipped")
+        return
     prepared = prepared_data(config)
     for stage in config.stages.values():  # a source without rows stops all stages, not only its own
         resolve_entries(recipe(stage, config.scale).entries, prepared, empty_source=config.data.empty_source)
@@ -52,6 +57,21 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     run_curriculum(Run(config, backend, prepared, command))
     if config.sweep is None:
         report(config)
+
+
+def point_status(config: Config) -> str | None:
+    """How a point of a sweep ended before: "complete" or "diverged"; None where it did not, and outside of sweeps."""
+    ends = [read_json(path, {}) for path in Path(config.run.dir).glob("stage*/summary.json")] if config.sweep is not None else []
+    return str(ends[0]["status"]) if ends else None
+
+
+def show_point(config: Config, backend: Backend) -> None:
+    """`-m sweep=NAME dry_run=true`: a line for each point; it leaves its losses, no checkpoints and no scores."""
+    (made,) = [recipe(stage, config.scale) for stage in config.stages.values()]
+    seconds = made.tokens * train_flops_per_token(config.model) / backend.flops_per_s()
+    status = point_status(config)
+    todo = f"{status}, would be skipped" if status else f"would take {made.n_steps:,} steps, {made.tokens:,} tokens, about {clock(seconds)}"
+    print(f"{config.run.dir}: {todo}")
 
 
 def chosen_backend(config: Config) -> Backend:
@@ -108,9 +128,9 @@ def prepare_only(config: Config) -> None:
         from stages.plan import show_data
 
         refuse_missing_corpus(config)
-        return show_data(config)
-    folder = prepared_data(config).folder
-    return print(f"prepared: {folder}")
+        show_data(config)
+        return
+    print(f"prepared: {prepared_data(config).folder}")
 
 
 def readers_of(data: DataConfig) -> list[Reader]:
@@ -128,9 +148,16 @@ def refuse_missing_corpus(config: Config) -> None:
 
 def prepared_data(config: Config) -> Prepared:
     """The prepared data of `config`: made where it is not there yet, opened and checked where it is."""
-    data = config.data
-    with only_process(Path(data.out).parent, wait=True) if config.sweep else nullcontext():  # its points may all come here at once
+    data, folder = config.data, Path(config.data.out).parent
+    if config.sweep is None or (Path(data.out) / "manifest.json").exists():
         return _prepared_data(config, data)
+    from stages.record import only_process
+
+    with only_process(folder, wait=True):  # the points may all come here at once
+        try:
+            return _prepared_data(config, data)
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)  # who holds or awaits it still finds the data made; at worst it is made twice
 
 
 def _prepared_data(config: Config, data: DataConfig) -> Prepared:
@@ -153,6 +180,8 @@ def _prepared_data(config: Config, data: DataConfig) -> Prepared:
 
 def chosen_checkpoint(config: Config) -> Path:
     """checkpoint=DIR, or the newest of the run's last stage that has one."""
+    from crystal import checkpoint
+
     if config.checkpoint is not None:
         return Path(config.checkpoint)
     for stage in sorted(config.stages, reverse=True):
@@ -162,16 +191,9 @@ def chosen_checkpoint(config: Config) -> Path:
     raise UserError(f"no checkpoint in {config.run.dir}; expected a trained stage; train first, or give checkpoint=DIR or run.dir=DIR")
 
 
-def new_file(config: Config) -> Path:
-    """out=FILE. Raises UserError where it is not given or there already."""
-    require(config.out is not None, f"task={config.task} without out", "a file to write", "give out=FILE")
-    out = Path(str(config.out))
-    require(not out.exists(), f"out={out} is there already", "a file that is not there yet", "give another out, or delete it")
-    return out
-
-
 def evaluate(config: Config) -> None:
     """Benchmark scores of a checkpoint."""
+    from crystal import checkpoint
     from stages.scoring import score_checkpoint
 
     folder = chosen_checkpoint(config)
@@ -189,16 +211,20 @@ def evaluate(config: Config) -> None:
 def generate(config: Config) -> None:
     """Print the prompt's completion, or with a suffix what comes between."""
     require(config.prompt is not None, "task=generate without a prompt", "prompt=TEXT, prompt=@FILE or prompt=- (stdin)", "give one")
+    assert config.prompt is not None
+    from crystal import checkpoint
     from crystal.generate import Completer
 
-    assert config.prompt is not None
     folder, draw = chosen_checkpoint(config), config.eval
     if config.dry_run:
-        return print(f"would draw up to {draw.max_new_tokens} tokens from {folder} at temperature {draw.temperature}")
+        checkpoint.read_state(folder)
+        print(f"would draw up to {draw.max_new_tokens} tokens from {folder} at temperature {draw.temperature}")
+        return
     completer = Completer.load(folder, device=chosen_backend(config).name)
     if config.suffix is not None:
-        return print(config.prompt + completer.infill(config.prompt, config.suffix, draw.sampling, seed=draw.seed) + config.suffix)
-    return print(config.prompt + completer.complete([config.prompt], draw.sampling, stops=[()], seeds=[draw.seed])[0])
+        print(config.prompt + completer.infill(config.prompt, config.suffix, draw.sampling, seed=draw.seed) + config.suffix)
+    else:
+        print(config.prompt + completer.complete([config.prompt], draw.sampling, stops=[()], seeds=[draw.seed])[0])
 
 
 def plan(config: Config) -> None:
@@ -219,8 +245,9 @@ def report(config: Config) -> None:
     from stages.published import SCORES
 
     if config.dry_run:
-        return print(f"would write {config.run.dir}/report/index.html and report.md")
-    return print(f"report: {write_report(Path(config.run.dir), published=SCORES)}")
+        print(f"would write {config.run.dir}/report/index.html and report.md")
+        return
+    print(f"report: {write_report(Path(config.run.dir), published=SCORES)}")
 
 
 def doctor(config: Config) -> None:

@@ -21,6 +21,8 @@ from crystal.cli import GROUPS, choices, help_page, quoted, swept_keys
 from crystal.config import Config, UserError
 
 CONF = Path(__file__).parents[1] / "conf"
+ONE_WIDTH = "-m sweep=lr hydra/launcher=basic model.d_model=64 scale.lr_factor=0.2"
+ONE_POINT = "model.d_model=64,scale.lr_factor=0.2,run.seed="
 SPECIAL = "'\"\\${}[](),=:@-+~#!*?&|<>% \t\n\r.0aé中🙂"
 
 
@@ -124,6 +126,9 @@ def test_stages_by_their_digits(runs: list[Config], arguments: str, stages: list
         ("-m model=tiny,40m scale=minutes run.dir=out", ["out,model=tiny", "out,model=40m"]),
         ("-m init_from=a/b,'c' stage=1", ["runs/tiny-sample,init_from=a_b", "runs/tiny-sample,init_from=c"]),
         ("-m run.seed=range(1,3)", ["runs/tiny-sample,run.seed=1", "runs/tiny-sample,run.seed=2"]),
+        (f"{ONE_WIDTH} run.seed=1,2", [f"runs/proxy-sample-lr/mup/{ONE_POINT}{seed}" for seed in (1, 2)]),
+        (f"{ONE_WIDTH} run.seed=1 parametrization=mup,sp run.dir=out", [f"out/{name}/{ONE_POINT}1" for name in ("mup", "sp")]),
+        ("task=transfer sweep=lr", ["runs/proxy-sample-lr"]),
     ],
 )
 def test_where_the_points_of_a_sweep_live(runs: list[Config], arguments: str, folders: list[str]) -> None:
@@ -138,9 +143,10 @@ def test_swept_keys() -> None:
 def test_a_failed_point_of_a_sweep_is_reported_and_the_rest_run(runs: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["-m", "task=plan", "optim.beta1=0.8,1,0.9"]) == 2
     assert [config.optim.beta1 for config in runs] == [0.8, 0.9]
-    line, point = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: optim.beta1=1.0; expected a value from 0 to below 1")
-    assert "optim.beta1=1" in point  # Hydra's, after all the others
+    line = "error: runs/tiny-sample,optim.beta1={}: optim.beta1={}.0; expected a value from 0 to below 1; CrystalCoder has 0.9 and 0.95"
+    assert capsys.readouterr().err == line.format(1, 1) + "\n"
+    assert command_line.main(["-m", "task=plan", "optim.beta1=2,0.8,1"]) == 2
+    assert capsys.readouterr().err == line.format(2, 2) + " (the first of 2 points that failed)\n"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,11 @@ stages.1.mixture.C4.slice=[0.5]                         | stages.1.mixture.C4.sl
 stages.2.fim.rate=2                                     | stages.2.fim.rate=2
 stages.3.lr=[]                                          | stages.3.lr, 119934025728
 stages.3.optimizer=keep                                 | stages.3.optimizer=keep, carry
+model.d_model=65                                        | error: model.d_model=65; expected, 128 dims, model.d_model=256,512
+checkpoint=                                             | error: checkpoint is empty
+init_from= stage=2                                      | error: init_from is empty
+task=import source=                                     | error: source is empty
+task=coordcheck out=                                    | error: out is empty
 model.n_heads=3                                         | model.n_heads=3, 256
 model.rotary_fraction=0.3                               | model.rotary_fraction=0.3, 38.4, even
 model.vocab_size=100 data.vocab_size=400                | model.vocab_size=100, 400
@@ -115,6 +120,7 @@ model=7                                                 | model=7; expected, 7b
 task=generate                                           | task=generate, prompt=@FILE
 task=generate prompt=x                                  | runs/tiny-sample, checkpoint=DIR
 task=generate prompt=x checkpoint=DIR                   | DIR, checkpoints/step-
+task=generate prompt=x checkpoint=DIR dry_run=true      | DIR, checkpoints/step-
 task=generate prompt=@missing.txt                       | prompt=@missing.txt, check the path
 task=evaluate                                           | runs/tiny-sample, checkpoint=DIR
 task=evaluate checkpoint=DIR                            | DIR, checkpoints/step-
@@ -141,9 +147,38 @@ def test_no_gpu(crystal, empty: Path) -> None:
     assert files_below(empty) == {}
 
 
-def test_a_setting_is_refused_before_torch_is_loaded() -> None:
-    program = "import sys\nfrom crystal.__main__ import main\nassert main(['eval.top_p=2']) == 2 and 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
+@pytest.mark.parametrize("refused", ["eval.top_p=2", "task=transfer run.dir=nowhere", "task=coordcheck sweep=lr"])
+def test_a_setting_is_refused_before_torch_is_loaded(refused: str, empty: Path) -> None:
+    program = f"import sys\nfrom crystal.__main__ import main\nassert main({refused.split()}) == 2 and 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120).returncode == 0
+
+
+# The defaults of FILE.yaml, what else stands in it, what stands in other.yaml, and the words of the error.
+FILES = [
+    ("[config, _self_]", "model: {widht: 3}", None, "unknown key model.widht, d_model"),
+    ("[config, _self_]", "foo: 3", None, "unknown key foo, model, scale"),
+    ("[config, _self_]", "model: {d_model: abc}", None, "error: model.d_model, abc, a whole number"),
+    ("[config, _self_]", "task: nonsense", None, "task=nonsense, train, plan"),
+    ("[config]", "", None, "FILE.yaml with defaults: ['config']; expected, end with _self_"),
+    ("[_self_, config]", "", None, "FILE.yaml, begin with config"),
+    ("[config, nowhere, _self_]", "", None, "nowhere in the defaults of FILE; expected a file beside it"),
+    ("[config, FILE, _self_]", "", None, "FILE.yaml in its own defaults"),
+    ("[config, other, _self_]", "", "defaults: [FILE]", "FILE.yaml in its own defaults"),
+]
+
+
+@pytest.mark.parametrize(("defaults", "text", "other", "words"), FILES, ids=[case[0] + case[1] + str(case[2]) for case in FILES])
+def test_a_configuration_file(defaults: str, text: str, other: str | None, words: str, crystal, empty: Path) -> None:
+    (empty / "FILE.yaml").write_text(f"defaults: {defaults}\n{text}\n")
+    if other is not None:
+        (empty / "other.yaml").write_text(other)
+    before = files_below(empty)
+    assert_refused(crystal("config=FILE.yaml", "task=plan"), *words.split(", "))
+    assert files_below(empty) == before
+
+
+def test_two_configuration_files(crystal, empty: Path) -> None:
+    assert_refused(crystal("config=a.yaml", "config=b.yaml"), "config=a.yaml config=b.yaml", "one config=FILE")
 
 
 # What is done to a corpus, prepared rows and a run before the command: all three are copies in the current directory.
@@ -211,6 +246,7 @@ BROKEN: list[tuple[str, Callable[[], object], str, str]] = [
     ("missing weights", lambda: Path("run", STAGE_2, "weights.pt").unlink(), EVALUATE, "weights.pt, whole"),
     ("not complete", lambda: Path("run", STAGE_2, "COMPLETE").unlink(), GENERATE, "COMPLETE"),
     ("too long", lambda: None, "task=generate prompt=x run.dir=run eval.max_new_tokens=64", "max_new_tokens=64, 64 tokens"),
+    ("no room to fill in", lambda: None, "task=generate prompt=x suffix=y run.dir=run eval.max_new_tokens=59", "new_tokens=59, at most 58"),
     ("stage 1 is damaged", lambda: (shutil.rmtree("run/stage2"), flip(only("run/stage1/*/*6/weights.pt"))), "run.dir=run", "weights.pt"),
     ("a report of nothing", lambda: None, "task=report run.dir=corpus", "corpus, run.json, run.dir=DIR"),
     ("a file for a folder", lambda: None, "run.dir=rows/manifest.json", "rows/manifest.json, path"),

@@ -13,7 +13,7 @@ from crystal.checkpoint import latest
 from crystal.config import Sampling, UserError
 from crystal.data.tokenizer import load_tokenizer
 from crystal.generate import Completer, generate
-from tests.data.conftest import shared_data
+from tests.shared import LLAMA, needs_sample
 from tests.small import random_model, small_config
 
 CONFIG = small_config(vocab_size=40)
@@ -130,15 +130,12 @@ def llama_style(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["trained", "llama-style", "llama"])
+@pytest.fixture(params=["trained", "llama-style", pytest.param("llama", marks=needs_sample)])
 def completer(request, corpus, tmp_path) -> Completer:
     """A completer whose model is never asked: `scripted` stands in for `generate`."""
-    data = shared_data()
-    if request.param == "llama" and data is None:
-        pytest.skip("no shared sample data with the LLaMA tokenizer")
     path = {
         "trained": lambda: corpus / "tokenizer" / "tokenizer.json", "llama-style": lambda: llama_style(tmp_path / "tokenizer.json"),
-        "llama": lambda: data / "tokenizer" / "tokenizer.json",
+        "llama": lambda: LLAMA,
     }[request.param]()  # fmt: skip
     return Completer(None, CONFIG, load_tokenizer(path))
 

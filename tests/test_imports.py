@@ -23,7 +23,7 @@ FILES = {
     if path.parent.name != "hub"  # written into exports, for transformers to run
 }
 
-SETS = {"BASE": "crystal.config crystal.runlog crystal.machine"}
+SETS = {"BASE": "crystal.errors crystal.stageconfig crystal.config crystal.runlog crystal.machine"}
 SETS["PARTS"] = SETS["BASE"] + " crystal.model crystal.data crystal.mup.plan"
 SETS["CORE"] = SETS["PARTS"] + " crystal.engine crystal.optim crystal.schedule crystal.checkpoint"
 SETS["ALL"] = "backends benchmarks conf crystal stages torch numpy"
@@ -32,7 +32,9 @@ SETS["ALL"] = "backends benchmarks conf crystal stages torch numpy"
 RULES = """
 conf               |                                        |                            |
 crystal            |                                        |                            |
-crystal.config     |                                        |                            |
+crystal.errors     |                                        |                            |
+crystal.stageconfig | crystal.errors                         |                            |
+crystal.config     | crystal.errors crystal.stageconfig     |                            |
 crystal.machine    |                                        |                            |
 crystal.runlog     | crystal.config                         |                            | tensorboard wandb
 crystal.cli        | BASE                                   | hydra omegaconf yaml       |

@@ -8,10 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from crystal.runlog import read_json, read_lines
-from tests.data.conftest import shared_data
+from tests.shared import SHARED_DATA, needs_sample
 
 
 def test_the_first_step_comes_soon_in_little_memory(corpus, tiny_overrides, tmp_path):
@@ -41,11 +39,11 @@ def test_the_first_step_comes_soon_in_little_memory(corpus, tiny_overrides, tmp_
     assert usage.ru_maxrss < 2.5 * 2**20, "KiB on Linux"
 
 
-@pytest.mark.skipif(shared_data() is None, reason="no sample of the real data: set CRYSTAL_SHARED_DATA to its folder")
+@needs_sample
 def test_all_stages_on_real_format_data_with_llamas_tokenizer(crystal, tmp_path):
     run = tmp_path / "run"
     result = crystal(
-        "data=crystalcoder", f"data.root={shared_data()}", f"data.out={tmp_path / 'rows'}", f"run.dir={run}", "model=tiny", "eval=none",
+        "data=crystalcoder", f"data.root={SHARED_DATA}", f"data.out={tmp_path / 'rows'}", f"run.dir={run}", "model=tiny", "eval=none",
         "model.d_model=64", "model.n_heads=1", "model.n_layers=1", "model.d_ffn=64", "scale.seq_len=256", "tokens=8000",
         "data.valid_rows=1",
     )  # fmt: skip

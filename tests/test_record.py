@@ -1,19 +1,22 @@
-"""What a run directory refuses: a second process, another tokenizer, damaged files."""
+"""What a run directory refuses: a second process, another tokenizer, other settings, damaged files; and old runs, which it does not."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from crystal.checkpoint import latest
+from crystal.checkpoint import COMPLETE, latest, read_model
 from crystal.config import UserError
 from crystal.data.tokenizer import train_tokenizer
-from crystal.runlog import read_json, read_lines
-from stages.record import only_process, refuse_other_numbers
+from crystal.runlog import flattened, read_json, read_lines
+from stages.record import differences, only_process, refuse_other_model, refuse_other_numbers
 from tests.conftest import VOCAB_SIZE
+from tests.small import small_config
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -38,6 +41,59 @@ def test_a_stage_does_not_go_on_with_another_tokenizer(crystal, corpus, tiny_ove
     assert result.status == 2 and "prepared.tokenizer" in result.err and not (run / "stage2").exists()
     result = crystal(*command, "stage=2", f"run.dir={tmp_path / 'fresh'}", f"init_from={latest(trained / 'stage1' / 'checkpoints')}")
     assert result.status == 2 and "another tokenizer" in result.err
+
+
+NEW_SETTINGS = ("parametrization", "depth", "base_layers")  # of the model, which the first runs had not
+
+
+def without_new_settings(run: Path) -> Path:
+    """Make a run one of the first: its numbers.json, and its stage 1's last checkpoint, which is returned."""
+    last = latest(run / "stage1" / "checkpoints")
+    assert last is not None
+    for path in (run / "numbers.json", last / "state.json"):
+        content = read_json(path, {})
+        content["model"] = {key: value for key, value in content["model"].items() if key not in NEW_SETTINGS}
+        path.write_text(json.dumps(content))
+    (last / COMPLETE).write_text("{}")  # nothing to check
+    return last
+
+
+def test_a_run_from_before_the_model_had_all_of_its_settings(crystal, tiny_overrides, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "stage2")
+    last = without_new_settings(run)
+    command = [*tiny_overrides, "stage=2", f"run.dir={run}"]
+    result = crystal(*command, "parametrization=sp")
+    assert result.status == 2 and "model.parametrization=sp (there: mup)" in result.err, result
+    elsewhere = crystal(*tiny_overrides, "stage=2", f"run.dir={tmp_path / 'fresh'}", f"init_from={last}", "model.depth=completep")
+    assert elsewhere.status == 2 and "model.depth=none (configured: completep)" in elsewhere.err, elsewhere
+    assert crystal(*command).status == 0
+    assert read_json(run / "numbers.json", {})["model"]["depth"] == "none"
+
+
+def test_a_model_setting_that_this_version_has_not(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    last = without_new_settings(run)
+    known = {"model": asdict(read_model(last))}
+    refuse_other_numbers(run / "numbers.json", known)
+    for path in (run / "numbers.json", last / "state.json"):
+        content = read_json(path, {})
+        content["model"]["n_experts"] = 8
+        path.write_text(json.dumps(content))
+    words = "keeps a model with n_experts=8; expected name, d_model, .* as this version has them; use the version of Crystal"
+    with pytest.raises(UserError, match=f"numbers.json {words}"):
+        refuse_other_numbers(run / "numbers.json", known)
+    with pytest.raises(UserError, match=f"{last.name} {words}"):
+        refuse_other_model(last, small_config())
+
+
+def test_nested_values_have_dotted_keys():
+    value = {"a": {"b": 1, "c": {}}, "d": [{"e": None}, 2], "f": [1, 2], "g.h": "i"}
+    assert list(flattened(value)) == [("a.b", 1), ("a.c", {}), ("d.0.e", None), ("d.1", 2), ("f", [1, 2]), ("g.h", "i")]
+    assert list(flattened({})) == [] and list(flattened(3)) == [("", 3)]
+    assert differences({"a": {"b": 1, "c": 2}, "d": [3]}, {"a": {"b": 1}, "d": (3,), "e": 0}) == [("a.c", 2, None), ("e", None, 0)]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\x00"])

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from crystal.config import UserError
 from crystal.engine import Metrics as StepMetrics
 from crystal.runlog import Metrics, read_lines
-from crystal.train import Cadence, Stopped, train
+from crystal.train import Cadence, Diverged, Stopped, train
 
 ROWS, SEQ_LEN = 4, 8
 
@@ -169,6 +168,8 @@ def test_nothing_left_to_do(bench):
 def test_divergence_is_told_and_never_saved(bench, what, step, told_at, value):
     """A norm is only looked at where it is logged or saved: from the step it breaks, the losses after it are broken too."""
     broken = {s: value for s in range(step, 12)}
-    with pytest.raises(UserError, match=f"stage 1 diverged.*step {told_at} .*expected finite.*lower scale.lr_factor"):
+    with pytest.raises(Diverged, match=f"stage 1 diverged.*step {told_at} .*expected finite.*lower scale.lr_factor") as refusal:
         bench.train(Engine(**{what: broken}))
+    last = bench.lines("train")[-1]
+    assert (refusal.value.step, last["step"]) == (told_at, told_at) and not math.isfinite(last["loss"] + last["grad_norm"])
     assert sorted(bench.saved) == [s for s in (5, 10) if s < step]

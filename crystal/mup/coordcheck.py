@@ -2,7 +2,7 @@
 
 The surprise: nothing is measured inside the engine. It trains as it always does, compiled or sharded or not; its weights are then put
 into a plain model, and there the batch is looked at. What this cannot see, a multiplier lost in the engine's own forward pass, shows
-where the engine's loss differs from the plain model's: the records of kind "loss".
+where the loss of a training step differs from the plain model's: the records of kind "loss".
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,13 @@ from crystal.schedule import Piece, Schedule
 KINDS = (
     "embedding", "attention logits", "attention output", "ffn hidden", "ffn output", "residual", "final hidden", "readout logits",
 )  # fmt: skip
+MIN_LOSS = 0.1  # nats; below it the gap is told in parts of this, since a batch that is learnt by heart has a loss of 0
 
 
 class Record(NamedTuple):
     """One size. quantity: "value" (mean |x|, at step 0) or "change" (mean |x - x at step 0|, later).
 
-    Of kind "loss" it is "gap" (|the engine's / the plain model's - 1|), and module says what the engine computes in.
+    Of kind "loss" it is "gap" (between the engine's and the plain model's, in parts of it), and module says what the engine computes in.
     """
 
     variant: str
@@ -62,20 +64,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Mode:
-    """How models are trained, and the share of the batch that is this process's."""
+    """How models are trained, the share of the batch that is this process's, and in the end what the engines say of themselves."""
 
     name: str
     build: Callable[[TrainSpec], Engine]
     rank: int = 0
     n_ranks: int = 1
-
-
-def sized(model: ModelConfig, options: CoordCheckConfig, width: int, layers: int) -> ModelConfig:
-    """`model` at another size; its parametrization and the proportion of its ffn stay."""
-    return replace(
-        model, d_model=width, n_layers=layers, n_heads=options.n_heads, d_ffn=int(width * model.d_ffn / model.d_model),
-        vocab_size=options.vocab_size, seq_len=options.seq_len,
-    )  # fmt: skip
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def fixed_batch(options: CoordCheckConfig, *, seed: int) -> Batch:
@@ -107,7 +102,7 @@ class _AttentionLogits(TorchFunctionMode):
 
 @torch.no_grad()
 def activations(config: ModelConfig, weights: Mapping[str, Tensor], batch: Batch) -> tuple[dict[tuple[str, str], Tensor], float]:
-    """By (kind, module) what `weights` make of the batch, in the first and the last block; and the summed loss in nats."""
+    """By (kind, module) what `weights` make of the batch, in the first and the last block; and the loss, nats per position."""
     model, found = Transformer(config), {}
     model.load_state_dict(weights)
 
@@ -130,7 +125,7 @@ def activations(config: ModelConfig, weights: Mapping[str, Tensor], batch: Batch
         logits_BTV = model(torch.from_numpy(batch.inputs_BT))
     found |= {("attention logits", block): attention.found[i] for block, i in ends.items()}
     found["readout logits", "readout"] = logits_BTV
-    return found, F.cross_entropy(logits_BTV.flatten(0, 1), torch.from_numpy(batch.labels_BT).flatten(), reduction="sum").item()
+    return found, F.cross_entropy(logits_BTV.flatten(0, 1), torch.from_numpy(batch.labels_BT).flatten()).item()
 
 
 def run_trial(trial: Trial, mode: Mode, batch: Batch, options: CoordCheckConfig, *, first_seed: int, adamw: AdamWConfig) -> list[Record]:
@@ -146,21 +141,23 @@ def run_trial(trial: Trial, mode: Mode, batch: Batch, options: CoordCheckConfig,
 
 def _run(trial: Trial, mode: Mode, batch: Batch, options: CoordCheckConfig, seed: int, adamw: AdamWConfig) -> Iterator[Record]:
     own = Batch(*(array[mode.rank :: mode.n_ranks] for array in (batch.inputs_BT, batch.labels_BT, batch.mask_BT)))
-    schedule = Schedule([Piece(options.lr, options.lr, 1)])
+    schedule = Schedule([Piece(options.rate, options.rate, 1)])
     engine = mode.build(TrainSpec(trial.config, trial.plan, adamw, schedule, len(own.inputs_BT), seed))
+    mode.facts.update(engine.facts())
+    about = trial.variant, mode.name, trial.config.d_model, trial.config.n_layers, seed
     first: dict[tuple[str, str], Tensor] = {}
-    for step in (0, *options.steps):
-        n_steps = step - engine.step_count
-        for device_batch in engine.feed([own] * n_steps, n_steps):
-            engine.step(device_batch)
-        weights, (loss, _) = engine.state_dict(), engine.evaluate([own])
+    plain_loss = float("nan")
+    for before, step in pairwise((0, 0, *options.steps)):
+        losses = [float(engine.step(device_batch).loss) for device_batch in engine.feed([own] * (step - before), step - before)]
+        weights = engine.state_dict()
         if mode.rank == 0:
+            if losses:  # the first is still that of step `before`
+                gap = abs(losses[0] - plain_loss) / max(plain_loss, MIN_LOSS)
+                yield Record(*about, before, "loss", mode.facts["dtype"], "gap", gap)
             found, plain_loss = activations(trial.config, weights, batch)
             first = first or found
-            about = trial.variant, mode.name, trial.config.d_model, trial.config.n_layers, seed, step
             for key, x in found.items():
-                yield Record(*about, *key, "change" if step else "value", (x - first[key] if step else x).abs().mean().item())
-            yield Record(*about, "loss", engine.facts()["dtype"], "gap", abs(loss / plain_loss - 1))
+                yield Record(*about, step, *key, "change" if step else "value", (x - first[key] if step else x).abs().mean().item())
 
 
 def to_csv(records: Sequence[Record]) -> str:

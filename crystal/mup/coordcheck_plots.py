@@ -68,5 +68,5 @@ def _panel(axes: Axes, steps: dict[int, dict[int, list[tuple[int, float]]]]) -> 
 
 
 def _title(axes: Axes, verdict: Verdict, kind: str) -> None:
-    wrong = any(not slope.right for slope in verdict.slopes if slope.kind == kind)
+    wrong = any(slope.outcome == "wrong" for slope in verdict.slopes if slope.kind == kind)
     axes.set_title(f"{kind}: {verdict.variant}", fontsize=7, color=WRONG if wrong else INK, loc="left")

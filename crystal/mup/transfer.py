@@ -1,195 +1,171 @@
-"""Did the optimum transfer? Reads the points of a sweep, finds each width's optimum, and says how far it moves.
+"""Did the optimum transfer? Finds each width's optimum, and the narrowest width whose optimum does for all wider ones.
 
-A point is an ordinary run directory under SWEEP/PARAMETRIZATION/. The surprise: the verdict does not rest on the drift alone. A flat
-optimum may wander without harm and a sharp one may not, so what binds is the price: how much loss the narrowest width's optimum costs
-at every other width.
+The surprise: the verdict does not rest on how far the optimum drifts. A flat optimum may wander without harm and a sharp one may not,
+so what binds is the price: how much loss one width's optimum costs at another. The drift is told beside it.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystal.config import require
-from crystal.runlog import read_json, read_lines
+from crystal.mup.sweep import Point
 
-LAST_SHARE = 0.1  # of the steps: a point's loss is the mean over the last tenth, whose rows it has never seen
-MAX_PRICE = 0.005  # of each width's own best loss
-MAX_DRIFT_NOTCHES = 1.0
-FOLLOWS = ("model.d_model", "model.n_heads", "model.d_ffn", "seed")  # what a sweep varies besides its one hyperparameter
+MAX_PRICE = 0.005  # of each width's own best loss: a sixth of what doubling the width gains (docs/mup.md)
+MAX_DRIFT = 1.0  # notches: a grid of sqrt(2) with three seeds resolves no less
 MAX_RESAMPLES = 5000
 SAME = 0.05  # of a notch: rounding
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run of a sweep. loss in nats per token; inf where it diverged."""
-
-    parametrization: str
-    width: int
-    value: float
-    seed: int
-    loss: float
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Of one width. Values are the swept key's; intervals hold 95 % of the resamples over seeds."""
+    """Of one width. Values are the swept key's; intervals hold 95 % of the resamples over seeds, nan with one seed."""
 
     width: int
     value: float
-    interval: tuple[float, float]
+    interval: Interval
     loss: float
     interior: bool
-    drift: float  # notches from the narrowest width's optimum
-    drift_interval: tuple[float, float]
-    price: float  # relative loss above this width's own best, at the narrowest width's optimum
+    drift: float  # notches from the source's optimum
+    drift_interval: Interval
+    price: float  # relative loss above this width's own best, at the source's optimum; inf: diverges; nan: not known
+    price_interval: Interval
     measured: bool  # the price: by runs at that very value, otherwise between those of the grid
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One parametrization's outcome. losses: width -> value -> mean over the seeds; a notch is the grid's factor."""
+    """One parametrization's outcome. losses: width -> value -> mean over the seeds; a notch is the grid's factor.
+
+    source: the width whose optimum is handed on; not_from: why not that of a narrower one.
+    """
 
     parametrization: str
     key: str
     notch: float
     losses: dict[int, dict[float, float]]
     n_seeds: int
-    optima: list[Optimum]
+    source: int
+    optima: dict[int, Optimum]
+    prices: dict[int, dict[int, float]]  # source -> width -> what the source's optimum costs the width
     better: tuple[int, int]  # pairs of neighbouring widths at an equal value in which the wider has the lower loss, of how many
+    not_from: str = ""
 
     @property
     def failures(self) -> list[str]:
-        """Why transfer failed; empty where it holds."""
-        found = []
-        for best in self.optima:
-            low, high = best.drift_interval
-            if not best.interior:
-                found.append(f"width {best.width}: the optimum {best.value:.4g} is at the edge of the grid")
-            if max(-low, high) > MAX_DRIFT_NOTCHES:
-                found.append(f"width {best.width}: the optimum moves by {best.drift:+.2f} notches ({low:+.2f} to {high:+.2f})")
-            if not best.price <= MAX_PRICE:
-                found.append(f"width {best.width}: the narrowest width's optimum costs {100 * best.price:.2f} % of loss")
+        """Why the source's optimum does not do for all wider widths; empty where it does."""
+        found = ["one seed gives no interval"] if self.n_seeds == 1 else []
+        for width, best in self.optima.items():
+            if width >= self.source:
+                if not best.interior:
+                    found.append(f"the optimum {best.value:.4g} of width {width} is at the edge of the grid")
+                if math.isnan(best.price):
+                    found.append(f"width {width} was not run near width {self.source}'s optimum")
+                elif best.price > MAX_PRICE:
+                    found.append(f"width {self.source}'s optimum costs width {width} {100 * best.price:.2f} % of loss")
         return found
 
-
-def read_points(sweep: Path) -> tuple[str, list[Point]]:
-    """(the swept key, the points) of a sweep's folder. Raises UserError where there are none or where more than one key was swept."""
-    found = [(path.parent, dict(_flat(read_json(path, {})))) for path in sorted(sweep.glob("*/*/numbers.json"))]
-    require(bool(found), f"no points in {sweep}", "a sweep's folder", "run python -m crystal -m sweep=lr first, or give run.dir=DIR")
-    keys = set()
-    for name in {folder.parent for folder, _ in found}:
-        numbers = [flat for folder, flat in found if folder.parent == name]
-        differing = {key for flat in numbers for key in flat if len({str(other.get(key)) for other in numbers}) > 1}
-        keys |= differing - set(FOLLOWS)
-    require(
-        len(keys) == 1,
-        f"{sweep} differs in {', '.join(sorted(keys)) or 'nothing'}",
-        "points that differ in one key",
-        "keep one sweep a folder",
-    )
-    (key,) = keys
-    points = [
-        Point(flat["model.parametrization"], flat["model.d_model"], float(flat[key]), flat["seed"], loss)
-        for folder, flat in found
-        if (loss := _final_loss(folder)) is not None
-    ]
-    return key, sorted(points, key=astuple)
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
-
-
-def _final_loss(folder: Path) -> float | None:
-    """The mean training loss over the last tenth of the steps; inf after a divergence; None where the point is not finished."""
-    records = [record for record in read_lines(folder / "metrics.jsonl") if record["kind"] == "train"]
-    if any(not math.isfinite(record["loss"] + record["grad_norm"]) for record in records):
-        return math.inf
-    (summary,) = [read_json(path, {}) for path in folder.glob("stage*/summary.json")] or [None]
-    if summary is None:
-        return None
-    return float(np.mean([record["loss"] for record in records if record["step"] > (1 - LAST_SHARE) * summary["steps"]]))
+    @property
+    def drifting(self) -> list[Optimum]:
+        """Those that move by more than a notch, or may, by their intervals."""
+        wider = [best for width, best in self.optima.items() if width >= self.source]
+        return [best for best in wider if max(map(abs, (best.drift, *best.drift_interval))) > MAX_DRIFT]
 
 
 def analyse(key: str, points: Sequence[Point]) -> Transfer:
     """The outcome of one parametrization's points. A width may have a grid of its own, but all seeds at each of its values.
 
-    Raises UserError where a point is missing, or where there are too few widths or values.
+    The source is the narrowest width that transfers to all wider ones, of which there must be two; where none does, the narrowest.
+    Raises UserError where a point is missing, where the values are no logarithmic grid, or with too few widths or values.
     """
     (parametrization,) = {point.parametrization for point in points}
-    widths, all_values, seeds = (sorted({getattr(point, name) for point in points}) for name in ("width", "value", "seed"))
+    curves, notch = _curves(f"{parametrization}: ", key, points)
+    widths = list(curves)
+    means = {width: {value: float(y_S.mean()) for value, y_S in curve.runs.items()} for width, curve in curves.items()}
+    pairs = [means[b][v] < means[a][v] for a, b in itertools.pairwise(widths) for v in means[a].keys() & means[b].keys()]
+    prices = {a: {b: other.price(curve.vertex()[0], notch) for b, other in curves.items()} for a, curve in curves.items()}
+    n_seeds = curves[widths[0]].n_seeds
+    made = [
+        Transfer(
+            parametrization, key, math.exp(notch), means, n_seeds, source, _optima(curves, source, notch), prices, (sum(pairs), len(pairs))
+        )
+        for source in widths[:-2] or widths[:1]
+    ]
+    chosen = next((transfer for transfer in made if not transfer.failures), made[0])
+    return replace(chosen, not_from="; ".join(failure for narrower in made[: made.index(chosen)] for failure in narrower.failures))
+
+
+def _curves(who: str, key: str, points: Sequence[Point]) -> tuple[dict[int, Curve], float]:
+    """(width -> its losses, the logarithm of the grid's factor); refuses what is no grid or has holes."""
+    widths, values, seeds = (sorted({getattr(point, name) for point in points}) for name in ("width", "value", "seed"))
+    grid = log_grid(values)
     loss = {(point.width, point.value, point.seed): point.loss for point in points}
-    wanted = [(width, value, seed) for width, value in sorted({at[:2] for at in loss}) for seed in seeds]
+    ran = {width: [value for value in values if any((width, value, seed) in loss for seed in seeds)] for width in widths}
+    fewest = min(len(set(ran[width]) & set(grid)) for width in widths)
+    got = f"{who}{len(widths)} widths, {fewest} values of {key}"
+    require(len(widths) > 1 and fewest > 2, got, "at least two widths and three values on a logarithmic grid", "sweep more")
+    whole = {width: {*ran[width], *(value for value in grid if ran[width][0] < value < ran[width][-1])} for width in widths}
+    wanted = [(width, value, seed) for width in widths for value in sorted(whole[width]) for seed in seeds]
     missing = [f"width {width}, {key}={value:g}, seed {seed}" for width, value, seed in wanted if (width, value, seed) not in loss]
-    got = f"{parametrization}: no point at {'; '.join(missing[:3])}"
+    got = f"{who}no finished point at {'; '.join(missing[:3])}"
     require(not missing, got, f"all {len(wanted)}", "run the same -m command again: it runs what is missing")
 
-    values, checks = split_grid(all_values)
-    losses = {w: {v: [loss[w, v, s] for s in seeds] for v in all_values if (w, v, seeds[0]) in loss} for w in widths}
-    curves = [Curve.of({v: row for v, row in losses[w].items() if v in values}) for w in widths]
-    fewest = min(len(curve.x_V) for curve in curves)
-    got = f"{parametrization}: {len(widths)} widths, {fewest} values of {key}"
-    require(len(widths) > 1 and fewest > 2, got, "at least two widths and three values", "sweep more")
+    curves = {}
+    for width in widths:
+        runs = {value: np.array([loss[width, value, seed] for seed in seeds]) for value in ran[width]}
+        on_grid = [value for value in runs if value in grid]
+        curves[width] = Curve(np.log(on_grid), np.array([runs[value] for value in on_grid]), runs)
+    return curves, math.log(grid[1] / grid[0])
 
-    log_notch = math.log(values[-1] / values[0]) / (len(values) - 1)
-    drawn = resamples(len(seeds))
-    resampled_WR = np.array([[curve.vertex(seeds)[0] for seeds in drawn] for curve in curves])
-    source, _ = curves[0].vertex()
-    check = next((v for v in checks if abs(math.log(v) - source) < SAME * log_notch), None)
-    optima = []
-    for width, curve, resampled_R in zip(widths, curves, resampled_WR, strict=True):
-        at, lowest = curve.vertex()
-        check_S = losses[width].get(check) if check is not None else None
-        transferred = lowest if curve is curves[0] else curve.between(source)
-        transferred = transferred if check_S is None else float(np.mean(check_S))
-        optima.append(Optimum(
-            width, math.exp(at), _interval(np.exp(resampled_R)), lowest, bool(curve.x_V[0] < at < curve.x_V[-1]),
-            (at - source) / log_notch, _interval((resampled_R - resampled_WR[0]) / log_notch),
-            transferred / min(lowest, curve.mean_V.min(), transferred) - 1, check_S is not None,
-        ))  # fmt: skip
-    means = {width: {value: float(np.mean(row)) for value, row in rows.items()} for width, rows in losses.items()}
-    pairs = [means[b][v] < means[a][v] for a, b in itertools.pairwise(widths) for v in means[a].keys() & means[b].keys()]
-    return Transfer(parametrization, key, math.exp(log_notch), means, len(seeds), optima, (sum(pairs), len(pairs)))
+
+def _optima(curves: dict[int, Curve], source: int, notch: float) -> dict[int, Optimum]:
+    """Every width's optimum beside that of `source`."""
+    at = curves[source].vertex()[0]
+    drawn = resamples(curves[source].n_seeds)
+    drawn_at = np.array([curves[source].vertex(draw)[0] for draw in drawn])
+    optima = {}
+    for width, curve in curves.items():
+        x, y = curve.vertex()
+        drawn_x, drawn_prices = np.array([(curve.vertex(draw)[0], curve.price(at, notch, draw)) for draw in drawn]).T
+        optima[width] = Optimum(
+            width, math.exp(x), _interval(np.exp(drawn_x)), y, bool(curve.x_V[0] < x < curve.x_V[-1]),
+            (x - at) / notch, _interval((drawn_x - drawn_at) / notch),
+            curve.price(at, notch), _interval(drawn_prices), curve.measured(at, notch) is not None,
+        )  # fmt: skip
+    return optima
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One width's losses over the logarithm of the value, for each seed."""
+    """One width's losses for each seed: over the logarithm of the values on the grid, and by value of all runs."""
 
     x_V: Array
     y_VS: Array
-
-    @classmethod
-    def of(cls, losses: Mapping[float, Sequence[float]]) -> Curve:
-        return cls(np.log(sorted(losses)), np.array([losses[value] for value in sorted(losses)]))
+    runs: dict[float, Array]
 
     @property
-    def mean_V(self) -> Array:
-        return self.y_VS.mean(1)
+    def n_seeds(self) -> int:
+        return self.y_VS.shape[1]
 
-    def vertex(self, seeds: Sequence[int] | None = None) -> tuple[float, float]:
+    def mean_V(self, draw: Sequence[int] | None = None) -> Array:
+        """Over all seeds, or those of the indices `draw`."""
+        return self.y_VS.mean(1) if draw is None else self.y_VS[:, draw].mean(1)
+
+    def vertex(self, draw: Sequence[int] | None = None) -> tuple[float, float]:
         """(x, y) of the lowest point of the parabola through the lowest value and its neighbours; at an edge, that value itself.
 
-        Three points and not more: above the optimum loss rises like a cliff, which no parabola follows. seeds: indices to average over.
+        Three points and not more: above the optimum loss rises like a cliff, which no parabola follows.
         """
-        x_V, y_V = self.x_V, self.mean_V if seeds is None else self.y_VS[:, seeds].mean(1)
+        x_V, y_V = self.x_V, self.mean_V(draw)
         i = int(np.argmin(y_V))
         if not 0 < i < len(y_V) - 1 or not np.isfinite(y_V[i - 1 : i + 2]).all():
             return float(x_V[i]), float(y_V[i])
@@ -197,19 +173,33 @@ class Curve:
         at = -b / (2 * a) if a > 0 else 0.0
         return float(x_V[i] + at), float(c + b * at / 2)
 
-    def between(self, x: float) -> float:
-        """The value at x, of two parabolas the higher: through the points on both sides of x and one more, to the left or to the right.
+    def price(self, x: float, notch: float, draw: Sequence[int] | None = None) -> float:
+        """Relative loss at x above the lowest: measured where x was run, else read off a parabola; nan where neither can be."""
+        lowest, measured = self.vertex(draw)[1], self.measured(x, notch)
+        seeds = list(range(self.n_seeds)) if draw is None else list(draw)
+        y = self.between(x, draw) if measured is None else float(measured[seeds].mean())
+        return y / min(lowest, y) - 1 if math.isfinite(y) else y
 
-        The higher, because a parabola that takes in the cliff above the optimum dips below the points in front of it. inf off the grid.
+    def measured(self, x: float, notch: float) -> Array | None:
+        """The losses of runs at x, if there are any."""
+        return next((y_S for value, y_S in self.runs.items() if abs(math.log(value) - x) < SAME * notch), None)
+
+    def between(self, x: float, draw: Sequence[int] | None = None) -> float:
+        """The loss at x off the parabola of the vertex, or beyond its three points off the higher of the two through both sides of x.
+
+        The higher, because a parabola that takes in the cliff above the optimum dips below the points in front of it; a diverged point
+        is on none. nan off the grid, and beside a diverged point.
         """
-        if not self.x_V[0] <= x <= self.x_V[-1]:
-            return math.inf
-        i = int(np.clip(np.searchsorted(self.x_V, x), 1, len(self.x_V) - 1))
-        found = []
-        for first in {max(i - 2, 0), min(i - 1, len(self.x_V) - 3)}:
-            x_3, y_3 = self.x_V[first : first + 3], self.mean_V[first : first + 3]
-            found.append(float(np.polyval(np.polyfit(x_3 - x, y_3, 2), 0.0)) if np.isfinite(y_3).all() else math.inf)
-        return max(found)
+        x_V, y_V = self.x_V, self.mean_V(draw)
+        if not x_V[0] <= x <= x_V[-1]:
+            return math.nan
+        right = int(np.clip(np.searchsorted(x_V, x), 1, len(x_V) - 1))
+        lowest = int(np.clip(np.argmin(y_V), 1, len(x_V) - 2))
+        threes = {min(max(first, 0), len(x_V) - 3) for first in (right - 2, right - 1)}
+        if x_V[lowest - 1] <= x <= x_V[lowest + 1] and np.isfinite(y_V[lowest - 1 : lowest + 2]).all():
+            threes = {lowest - 1}
+        finite = [slice(first, first + 3) for first in threes if np.isfinite(y_V[first : first + 3]).all()]
+        return max((float(np.polyval(np.polyfit(x_V[three] - x, y_V[three], 2), 0.0)) for three in finite), default=math.nan)
 
 
 def resamples(n: int) -> list[tuple[int, ...]]:
@@ -219,31 +209,22 @@ def resamples(n: int) -> list[tuple[int, ...]]:
     return [tuple(row) for row in np.random.default_rng(0).integers(n, size=(MAX_RESAMPLES, n))]
 
 
-def split_grid(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """(the values of a logarithmic grid, those in between, at which a transferred optimum was checked), both rising."""
-    notch = max(math.log(b / a) for a, b in itertools.pairwise(values))
-    grid = [values[0]]
-    for value in values[1:]:
-        if math.log(value / grid[-1]) > (1 - SAME) * notch:
-            grid.append(value)
-    return grid, [value for value in values if value not in grid]
+def log_grid(values: Sequence[float]) -> list[float]:
+    """The logarithmic grid that most of the rising values lie on from the first on, with its holes; the others are checks off it."""
+
+    def on(factor: float) -> dict[int, float]:
+        notches = {value: math.log(value / values[0]) / math.log(factor) for value in values}
+        return {round(n): value for value, n in notches.items() if abs(n - round(n)) < SAME}
+
+    grids = [on(b / a) for a, b in itertools.pairwise(values)] or [{0: values[0]}]
+    best = max(grids, key=lambda grid: (next(n for n in itertools.count() if n not in grid), len(grid)))
+    last = max(best)
+    return [best.get(n, values[0] * (best[last] / values[0]) ** (n / max(last, 1))) for n in range(last + 1)]
 
 
-def _interval(values_R: Array) -> tuple[float, float]:
-    low, high = np.quantile(values_R, (0.025, 0.975))
+def _interval(drawn_R: Array) -> Interval:
+    if len(drawn_R) == 1:
+        return math.nan, math.nan
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(drawn_R, (0.025, 0.975))
     return float(low), float(high)
-
-
-def as_csv(key: str, points: Sequence[Point]) -> str:
-    """One line a point, the swept key as a column."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([key if field.name == "value" else field.name for field in fields(Point)])
-    writer.writerows(astuple(point) for point in points)
-    return out.getvalue()
-
-
-def from_csv(text: str) -> tuple[str, list[Point]]:
-    """What `as_csv` wrote."""
-    (_, _, key, _, _), *rows = csv.reader(io.StringIO(text))
-    return key, [Point(name, int(width), float(value), int(seed), float(loss)) for name, width, value, seed, loss in rows]

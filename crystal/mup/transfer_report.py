@@ -5,67 +5,108 @@ The surprise: where transfer failed there is no configuration. A value that is k
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from crystal.mup.transfer import MAX_DRIFT_NOTCHES, MAX_PRICE, Optimum, Transfer
-from crystal.runlog import write_text
+from crystal.mup.transfer import MAX_DRIFT, MAX_PRICE, Interval, Optimum, Transfer
 
 PLOT = "transfer.svg"
 VALUES = "transferred.yaml"
 
 
+def files(outcomes: Sequence[Transfer], provenance: str) -> dict[str, str]:
+    """Name -> text of the report, the plot, and what muP transfers, if it does."""
+    made = {"report.md": markdown(outcomes, provenance), PLOT: plot(outcomes)}
+    for transfer in outcomes:
+        if transfer.parametrization == "mup" and not transfer.failures:
+            made[VALUES] = configuration(transfer, provenance)
+    return made
+
+
 def verdict(made: Transfer) -> str:
-    """One line: whether the optimum of `made` transfers, and why not."""
+    """One line: whether and from which width the optimum of `made` transfers, what that costs, how far it moves; or why not."""
+    wider = [best for best in made.optima.values() if best.width >= made.source]
+    moves = f"the optimum moves by {max((best.drift for best in wider), key=abs):+.2f} notches"
+    if made.drifting:
+        moves += f" (perhaps more than {MAX_DRIFT:g} at width {', '.join(str(best.width) for best in made.drifting)})"
+    better, pairs = made.better
+    also = f"{moves}; at equal {made.key} the wider is better in {better} of {pairs} pairs"
     if made.failures:
-        return f"{made.parametrization}: {made.key} does not transfer: {'; '.join(made.failures)}"
-    widths = f"widths {made.optima[0].width} to {made.optima[-1].width}"
-    drift, price = max(abs(best.drift) for best in made.optima), max(best.price for best in made.optima)
-    return f"{made.parametrization}: {made.key} transfers over {widths}: at most {drift:.2f} notches of drift, {100 * price:.2f} % of loss"
+        return f"{made.parametrization}: {made.key} does not transfer: {'; '.join(made.failures)}; {also}"
+    dearest = max(wider, key=lambda best: best.price)
+    cost = f"it costs at most {percent(dearest.price)} of loss (95 %: {span(dearest.price_interval, percent)})"
+    but = f"; but not from narrower ones: {made.not_from}" if made.not_from else ""
+    return f"{made.parametrization}: {made.key} transfers from width {made.source} to {wider[-1].width}: {cost}; {also}{but}"
 
 
 def table(made: Transfer) -> str:
     """The optima of one parametrization, width by width, in Markdown."""
-    head = ["width", f"optimal {made.key}", "95 %", "drift, notches", "95 %", "loss", f"loss at {made.optima[0].value:.4g}"]
-    rows = [head, ["---:"] * len(head), *(_row(best) for best in made.optima)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    costs = f"{made.optima[made.source].value:.4g} costs"
+    head = ["width", f"optimal {made.key}", "95 %", "drift, notches", "95 %", "loss", costs, "95 %", ""]
+    return _markdown_table([head, *map(_row, made.optima.values())])
 
 
 def _row(best: Optimum) -> list[str]:
     edge = "" if best.interior else " (edge)"
-    optimum, interval = f"{best.value:.4g}{edge}", "{:.4g} to {:.4g}".format(*best.interval)
-    drift, moved = f"{best.drift:+.2f}", "{:+.2f} to {:+.2f}".format(*best.drift_interval)
-    price = f"{100 * best.price:+.2f} %" + (" (measured)" if best.measured else "")
-    return [str(best.width), optimum, interval, drift, moved, f"{best.loss:.4f}", price]
+    return [
+        str(best.width), f"{best.value:.4g}{edge}", span(best.interval, "{:.4g}".format), f"{best.drift:+.2f}",
+        span(best.drift_interval, "{:+.2f}".format), f"{best.loss:.4f}", percent(best.price), span(best.price_interval, percent),
+        "measured" if best.measured else "",
+    ]  # fmt: skip
+
+
+def percent(share: float) -> str:
+    if not math.isfinite(share):
+        return "not known" if math.isnan(share) else "diverges"
+    return f"{100 * share:.2f} %"
+
+
+def span(interval: Interval, shown) -> str:  # type: ignore[no-untyped-def]
+    """An interval, or a dash where there is none."""
+    return "—" if any(map(math.isnan, interval)) else " to ".join(map(shown, interval))
+
+
+def costs(made: Transfer) -> str:
+    """What the optimum of each width costs each other, in Markdown: how narrow a model may be to tune on."""
+    head = ["tuned at", *(f"at {width}" for width in made.prices)]
+    return _markdown_table([head, *([str(source), *map(percent, prices.values())] for source, prices in made.prices.items())])
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---:"] * len(rows[0]), *rows[1:]])
 
 
 def markdown(outcomes: Sequence[Transfer], provenance: str) -> str:
     """The report."""
     key = outcomes[0].key
-    parts = [f"# Transfer of {key} over width", provenance]
+    parts = [f"# Transfer of {key} over width", provenance, f"![loss against {key}, a line a width]({PLOT})"]
     for made in outcomes:
-        better, pairs = made.better
         parts += [
             f"## {made.parametrization}",
             f"**{verdict(made)}.**",
             table(made),
-            f"At equal {key} the wider of two neighbouring widths is better in {better} of {pairs} pairs. One notch is a factor of "
-            f"{made.notch:.3g}; {made.n_seeds} seeds.",
+            f"One notch is a factor of {made.notch:.3g}; {made.n_seeds} seeds. What the optimum of each width costs the others:",
+            costs(made),
         ]
+        if not all(best.measured for best in made.optima.values()):
+            there = f"`{key}={made.optima[made.source].value:.4g}`"
+            parts.append(f"To measure the cost, add {there} to the sweep's command, so that it is run at all widths, and come back here.")
     parts += [
-        f"![loss against {key}, a line a width]({PLOT})",
+        "## How to read it",
         "The optimum is the vertex of the parabola, in the logarithm, through the best value and its two neighbours, each the mean over "
-        "the seeds; the intervals are over resampled seeds, the same for all widths, and with few seeds they are coarse. Transfer holds "
-        f"where every optimum lies inside the grid, moves by at most {MAX_DRIFT_NOTCHES:g} notch with its interval, and the narrowest "
-        f"width's optimum costs every width at most {100 * MAX_PRICE:g} % of its own best loss. Measured is a price where that very value "
-        "was run at all widths; else it is the higher of two parabolas through the grid points around it.",
+        "the seeds; the intervals are over resampled seeds, the same for all widths, and with few seeds they are coarse.",
+        "A width transfers where all optima lie inside the grid and its own, this very value, costs every wider width at most "
+        f"{100 * MAX_PRICE:g} % of that one's best loss. The narrowest width that does is taken; two must be wider. A cost is measured "
+        "where that value was run, else read off a parabola through three grid points. "
+        f"A drift of more than {MAX_DRIFT:g} notch is told, but does not decide: a flat optimum may wander.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def configuration(made: Transfer, provenance: str) -> str:
     """The transferred value as a file for `config=FILE`, with where it is from."""
-    narrow, wide = made.optima[0], made.optima[-1]
+    narrow, wide = made.optima[made.source], max(made.optima.values(), key=lambda best: best.width)
     group, _, name = made.key.rpartition(".")
     lines = [
         "# Made by Crystal (task=transfer). For the large model: python -m crystal config=THIS_FILE model=... scale=...",
@@ -73,39 +114,28 @@ def configuration(made: Transfer, provenance: str) -> str:
         f"# {verdict(made)}.",
         "defaults: [config, _self_]",
         f"{group}:",
-        f"  {name}: {narrow.value:.4g}  # optimum at width {narrow.width}, 95 % {narrow.interval[0]:.4g} to {narrow.interval[1]:.4g}; "
-        f"at width {wide.width} {100 * wide.price:+.2f} % of loss",
+        f"  {name}: {narrow.value:.4g}  # optimum at width {narrow.width}, 95 % {span(narrow.interval, '{:.4g}'.format)}; "
+        f"costs width {wide.width} {percent(wide.price)} of loss",
     ]
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Path, outcomes: Sequence[Transfer], provenance: str) -> None:
-    """Write report.md, the plot, and what muP transfers, if it does, into `folder`."""
-    plot(folder / PLOT, outcomes)
-    write_text(folder / "report.md", markdown(outcomes, provenance))
-    (folder / VALUES).unlink(missing_ok=True)
-    for made in outcomes:
-        if made.parametrization == "mup" and not made.failures:
-            write_text(folder / VALUES, configuration(made, provenance))
-
-
-def plot(path: Path, outcomes: Sequence[Transfer]) -> None:
-    """Loss against the swept value, a line a width, a panel a parametrization; what lies far above the best is cut off."""
+def plot(outcomes: Sequence[Transfer]) -> str:
+    """An SVG: loss against the swept value, a line a width, a panel a parametrization; what lies far above the best is cut off."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(outcomes), figsize=(5.2 * len(outcomes), 4), sharey=True, squeeze=False, layout="constrained")
-    lowest = min(best.loss for made in outcomes for best in made.optima)
+    figure = Figure(figsize=(5.2 * len(outcomes), 4), layout="constrained")
+    axes = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)
+    lowest = min(best.loss for made in outcomes for best in made.optima.values())
+    colours = matplotlib.colormaps["viridis_r"]
     for panel, made in zip(axes[0], outcomes, strict=True):
-        colours = pyplot.get_cmap("viridis_r")
-        for i, best in enumerate(made.optima):
+        for i, best in enumerate(made.optima.values()):
             colour = colours(0.15 + 0.85 * i / (len(made.optima) - 1))
             values, losses = zip(*sorted(made.losses[best.width].items()), strict=True)
             panel.plot(values, losses, color=colour, marker=".", label=f"width {best.width}")
             panel.plot([best.value], [best.loss], color=colour, marker="D", markersize=7, linestyle="none")
-        panel.axvline(made.optima[0].value, color="grey", linestyle=":", linewidth=1)
+        panel.axvline(made.optima[made.source].value, color="grey", linestyle=":", linewidth=1)
         panel.set(xscale="log", title=made.parametrization, xlabel=made.key, ylim=(0.985 * lowest, 1.3 * lowest))
         ticks = sorted({value for losses in made.losses.values() for value in losses})
         panel.set_xticks(ticks, [f"{value:.2g}" for value in ticks], fontsize="small")
@@ -113,7 +143,7 @@ def plot(path: Path, outcomes: Sequence[Transfer]) -> None:
         panel.grid(alpha=0.25)
     axes[0, 0].set_ylabel("training loss, nats per token")
     axes[0, -1].legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "crystal"}):
-        figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crystal import checkpoint
-from crystal.config import ModelConfig, require
+from crystal.config import ModelConfig, UserError, require
 from crystal.data.tokenizer import EOS, FIM_PAD, Tokenizer, load_tokenizer
 from crystal.release import fold, layout, shards
 
@@ -27,8 +27,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def source_config(source: Path) -> ModelConfig:
-    """The model in a folder of the published layout. Raises UserError where it is not one."""
-    return layout.model_config(shards.read_object(source / "config.json"), name=source.name)
+    """The model in a folder of the published layout, by that folder's name. Raises UserError where it is not one."""
+    path = source / "config.json"
+    hf = shards.read_object(path)
+    try:
+        return layout.model_config(hf, name=source.resolve().name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def import_checkpoint(source: Path, out: Path, *, tokenizer: Path | None) -> ModelConfig:
@@ -99,7 +104,7 @@ def export_stock(source: Path, out: Path, *, dtype: str) -> ModelConfig:
 
 def _opened(source: Path) -> tuple[ModelConfig, Tokenizer, Callable[[str], Tensor]]:
     """A checkpoint's model and tokenizer, and what reads one of its tensors."""
-    config = ModelConfig(**checkpoint.read_state(source)["model"])
+    config = checkpoint.read_model(source)
     path = source / "weights.pt"
     saved = shards.saved_tensors(path)
     return config, load_tokenizer(source / "tokenizer.json"), lambda name: shards.read_tensor(path, saved[name])

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crystal.config import ModelConfig, UserError, require
+from crystal.checkpoint import kept_model
+from crystal.config import ModelConfig, require
 from crystal.mup.plan import meta_model
 
 MODEL_TYPE = "crystalcoder"
@@ -25,10 +26,9 @@ BLOCK = {
     "ln_1": ["norm_attn"], "attn.c_attn": ["attn.q", "attn.k", "attn.v"], "attn.c_proj": ["attn.out"],
     "ln_2": ["norm_ffn"], "mlp.c_fc2": ["ffn.gate"], "mlp.c_fc": ["ffn.up"], "mlp.c_proj": ["ffn.down"],
 }  # fmt: skip
-NEEDED = (
-    "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "rotary_dim", "activation_function", "position_embedding_type",
-    "layer_norm_epsilon", "mup_embeddings_scale", "mup_output_alpha", "mup_width_scale", "mup_scale_qk_dot_by_d",
-)  # fmt: skip
+COUNTS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "rotary_dim")
+NUMBERS = (*COUNTS, "layer_norm_epsilon", "mup_embeddings_scale", "mup_output_alpha", "mup_width_scale")
+NEEDED = (*NUMBERS, "mup_scale_qk_dot_by_d", "activation_function", "position_embedding_type")
 
 
 def table(n_layers: int) -> dict[str, list[str]]:
@@ -101,27 +101,23 @@ def model_config(hf: Mapping[str, Any], *, name: str) -> ModelConfig:
     """The model that a config.json describes; `name` is for one that does not say. Raises UserError for what is not CrystalCoder's."""
     kind = hf.get("model_type")
     expected = f"model_type={MODEL_TYPE}: the published CrystalCoder, or what task=export format=crystalcoder wrote"
-    require(kind == MODEL_TYPE, f"config.json says model_type={kind}", expected, "give such a folder")
+    require(kind == MODEL_TYPE, f"model_type={kind}", expected, "give such a folder")
     missing = [key for key in NEEDED if hf.get(key) is None]
-    require(not missing, f"config.json lacks {', '.join(missing)}", "the keys of the published CrystalCoder", "fetch it again")
-    try:
-        config = ModelConfig(**hf[OWN]) if OWN in hf else _from_published(hf, name)
-        wrong = [f"{key}={hf[key]}, not {value}" for key, value in published(config).items() if not _same(hf.get(key, value), value)]
-    except (TypeError, ZeroDivisionError) as error:
-        raise UserError(f"config.json has a value of a wrong type ({error}); expected the published keys; fetch it again") from error
-    require(not wrong, f"config.json says {', '.join(wrong)}", "what Crystal computes", "it is another model: leave it")
+    require(not missing, f"no {', '.join(missing)}", "the keys of the published CrystalCoder", "fetch it again")
+    for key in NUMBERS:
+        value, whole = hf[key], key in COUNTS
+        good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        require(good, f"{key}={value}", f"a {'whole ' * whole}number above 0", "fetch it again")
+    config = kept_model(hf[OWN], f"the key {OWN}") if OWN in hf else _from_published(hf, name)
+    wrong = [f"{key}={hf[key]}, not {value}" for key, value in published(config).items() if not _same(hf.get(key, value), value)]
+    require(not wrong, ", ".join(wrong), "what Crystal computes", "it is another model: leave it")
     return config
 
 
 def _from_published(hf: Mapping[str, Any], name: str) -> ModelConfig:
-    scale, mup = hf["mup_width_scale"], bool(hf["mup_scale_qk_dot_by_d"])
-    width = hf["n_embd"] * scale
-    require(
-        not mup or _same(round(width), width),
-        f"config.json says n_embd x mup_width_scale = {width:g}",
-        "a whole number, the base width",
-        "mend mup_width_scale",
-    )
+    mup, width = bool(hf["mup_scale_qk_dot_by_d"]), hf["n_embd"] * hf["mup_width_scale"]
+    whole = not mup or _same(round(width), width)
+    require(whole, f"n_embd x mup_width_scale = {width:g}", "a whole number, the base width", "mend mup_width_scale")
     return ModelConfig(
         name, d_model=hf["n_embd"], n_layers=hf["n_layer"], n_heads=hf["n_head"], d_ffn=hf["n_inner"], vocab_size=hf["vocab_size"],
         seq_len=hf["n_positions"], rotary_fraction=hf["rotary_dim"] * hf["n_head"] / hf["n_embd"], norm_eps=hf["layer_norm_epsilon"],
@@ -131,7 +127,9 @@ def _from_published(hf: Mapping[str, Any], name: str) -> ModelConfig:
 
 
 def _same(said: Any, computed: Any) -> bool:
-    return math.isclose(said, computed, rel_tol=1e-6) if isinstance(computed, float) else said == computed
+    if isinstance(computed, float):
+        return isinstance(said, int | float) and math.isclose(said, computed, rel_tol=1e-6)
+    return said == computed
 
 
 def published_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from crystal.config import Config, require
 from crystal.runlog import write_text
+from stages.out import new_out
 from stages.params_yaml.names import RENAMED, Params
 from stages.params_yaml.read import read
 from stages.params_yaml.write import written
 from stages.recipes import recipe
-from stages.tasks import new_file
 
 # Whence the values that are more than another name.
 COMPUTED = {
@@ -29,10 +29,9 @@ COMPUTED = {
 }
 
 
-def import_params(config: Config) -> None:
-    """Write config.source as a configuration to config.out, and print the keys that Crystal does not understand."""
-    assert config.source is not None
-    out, source = new_file(config), Path(config.source)
+def import_params(config: Config, source: Path) -> None:
+    """Write `source` as a configuration to config.out, and print the keys that Crystal does not understand."""
+    out = new_out(config, "file")
     named = out.suffix == ".yaml" and out.stem != "config"  # what config=FILE takes
     require(named, f"out={out}", "a configuration of its own name in .yaml", "give out=NAME.yaml")
     params, unknown = read(source, config)
@@ -41,7 +40,8 @@ def import_params(config: Config) -> None:
     print(f"{len(unknown)} keys that Crystal does not understand:" if unknown else "Crystal understands every key")
     print("".join(f"  {key}\n" for key in unknown), end="")
     if config.dry_run:
-        return print(f"would write {out}")
+        print(f"would write {out}")
+        return
     write_text(out, as_config(params, source.name))
     print(f"{out}: to train by it, python -m crystal config={out}")
 
@@ -72,7 +72,7 @@ def _section(name: str, values: dict[str, Any], origins: dict[str, str]) -> list
 
 def export_params(config: Config) -> None:
     """Write the params.yaml of the one configured stage to config.out."""
-    out = new_file(config)
+    out = new_out(config, "file")
     names = ", ".join(config.stages)
     require(len(config.stages) == 1, f"format=params of the stages {names}", "one stage a params.yaml", "name it with stage=1, 2 or 3")
     (stage,) = config.stages.values()
@@ -81,6 +81,7 @@ def export_params(config: Config) -> None:
     head += "# To add: where the data is (data_dir), eval_input, and how the Cerebras system is reached and used (runconfig).\n"
     text = head + OmegaConf.to_yaml(written(params))
     if config.dry_run:
-        return print(f"would write {out}")
+        print(f"would write {out}")
+        return
     write_text(out, text)
     print(f"params.yaml of stage {stage.name}: {out}")

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from importlib.resources import files
 
-from crystal.config import AdamWConfig, MixtureEntry, ModelConfig, ScaleConfig, StageConfig, require
+from omegaconf import OmegaConf
+
+from crystal.cli import choices
+from crystal.config import AdamWConfig, ModelConfig, ScaleConfig, require
+from crystal.stageconfig import MixtureEntry, StageConfig
 
 # Ours and theirs, where only the name differs.
 RENAMED = {
@@ -78,13 +82,15 @@ class Params:
     folders: dict[str, str]
 
 
-def flattened(node: Any, key: str = "") -> dict[str, Any]:
-    """Dotted keys and their values; the items of a list of mappings are numbered, other lists are values."""
-    if isinstance(node, list) and any(isinstance(item, dict) for item in node):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict) or not node:
-        return {key: node}
-    return {name: value for part, child in node.items() for name, value in flattened(child, f"{key}.{part}".lstrip(".")).items()}
+def name_of(model: ModelConfig) -> str:
+    """The name of the preset that has the model's shape; without one its width x layers."""
+    folder = files("conf") / "model"
+    base = OmegaConf.create((folder / "base.yaml").read_text())
+    for name in choices("model"):
+        preset = OmegaConf.merge({"model": base}, OmegaConf.create((folder / f"{name}.yaml").read_text()))
+        if all(preset.model[key] == getattr(model, key) for key in ("d_model", "n_layers", "n_heads", "d_ffn")):
+            return name
+    return f"{model.d_model}x{model.n_layers}"
 
 
 def folder_of(stage: StageConfig, entry: MixtureEntry) -> str:

@@ -12,8 +12,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crystal.config import Config, LrPiece, MixtureEntry, ModelConfig, ScaleConfig, StageConfig, UserError, require, require_positive
-from stages.params_yaml.names import FIXED, OPTIONAL, RENAMED, Params, flattened, parts_of
+from crystal.config import Config, ModelConfig, ScaleConfig, UserError, require, require_positive
+from crystal.runlog import flattened
+from crystal.stageconfig import LrPiece, MixtureEntry, StageConfig
+from stages.params_yaml.names import FIXED, OPTIONAL, RENAMED, Params, name_of, parts_of
 from stages.params_yaml.write import written
 
 AS_RELEASED = ("it, as in CrystalCoder's released params.yaml (ModelZoo 1.x)", "add it, or give another source")
@@ -24,10 +26,10 @@ def read(path: Path, config: Config) -> tuple[Params, list[str]]:
 
     Raises UserError where it is no such file, or says what Crystal does not do or what contradicts itself.
     """
-    flat = flattened(_loaded(path))
+    flat = dict(flattened(_loaded(path)))
     try:
         params = _params(flat, config)
-        expected = flattened(written(params))
+        expected = dict(flattened(written(params)))
         _refuse_differences(flat, expected)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -70,7 +72,7 @@ def _model(flat: dict[str, Any], present: ModelConfig) -> ModelConfig:
     rotary_fraction = _value(flat, "model.rotary_dim", int) * values["n_heads"] / values["d_model"]
     found = dict(parametrization="mup", depth="none", base_width=base_width, output_alpha=output_alpha, rotary_fraction=rotary_fraction)
     model = replace(present, **values, **found)
-    return model if model == present else replace(model, name=f"{model.d_model}x{model.n_layers}")
+    return model if model == present else replace(model, name=name_of(model))
 
 
 def _stage(flat: dict[str, Any], config: Config, scale: ScaleConfig) -> tuple[StageConfig, dict[str, str]]:

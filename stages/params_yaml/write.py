@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from crystal.config import MixtureEntry, require
+from crystal.config import require
 from crystal.mup.plan import RESIDUAL_OUTPUTS, derive
+from crystal.stageconfig import MixtureEntry
 from stages.params_yaml.names import FIXED, RENAMED, Params, folder_of
 from stages.recipes import recipe
 

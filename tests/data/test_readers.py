@@ -10,7 +10,8 @@ import zstandard
 
 from crystal.config import UserError
 from crystal.data.readers import Document, SlimPajama, StarCoder
-from tests.data.conftest import shared_data, write_parquet
+from tests.data.conftest import write_parquet
+from tests.shared import SHARED_DATA, needs_sample
 
 GOOD = json.dumps({"text": "a\nb", "meta": {"redpajama_set_name": "RedPajamaC4"}})
 
@@ -108,13 +109,11 @@ def test_starcoder_errors(tmp_path):
         read_all(StarCoder(str(tmp_path)))
 
 
+@needs_sample
 def test_the_sample_data_reads():
-    data = shared_data()
-    if data is None:
-        pytest.skip("no shared sample data")
-    text = SlimPajama(str(data / "slimpajama" / "train"))
+    text = SlimPajama(str(SHARED_DATA / "slimpajama" / "train"))
     assert sum(1 for _ in text.read(text.files()[0])) == 673
-    code = StarCoder(str(data / "starcoderdata"))
+    code = StarCoder(str(SHARED_DATA / "starcoderdata"))
     file = next(file for file in code.files() if file.parent.name == "c")
     assert sum(1 for _ in code.read(file)) == 236
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from crystal.config import UserError
 from crystal.data.tokenizer import ADDED_TOKENS, SPACE, Tokenizer, load_tokenizer, train_tokenizer
-from tests.data.conftest import WORDS, shared_data
+from tests.data.conftest import WORDS
+from tests.shared import LLAMA, needs_sample
 
 TEXTS = [f"def {word}(x):\n    return x + 7  # the </s> <fim_pad> <0x0A>\n" for word in WORDS] + ["größer, 日本"] * 9
 BASE = ("<unk>", "<s>", "</s>")
@@ -21,14 +22,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(path)
 
 
-@pytest.fixture(scope="module", params=["trained", "llama"])
+@pytest.fixture(scope="module", params=["trained", pytest.param("llama", marks=needs_sample)])
 def tokenizer(request: pytest.FixtureRequest, trained: Tokenizer) -> Tokenizer:
-    if request.param == "trained":
-        return trained
-    data = shared_data()
-    if data is None:
-        pytest.skip("no shared sample data with the LLaMA tokenizer")
-    return load_tokenizer(data / "tokenizer" / "tokenizer.json")
+    return trained if request.param == "trained" else load_tokenizer(LLAMA)
 
 
 def test_layout_of_a_trained_one(trained):
@@ -39,11 +35,9 @@ def test_layout_of_a_trained_one(trained):
     assert len(trained.encode("return")) < 6, "nothing was learned"
 
 
+@needs_sample
 def test_llama_gets_the_added_tokens_in_order():
-    data = shared_data()
-    if data is None:
-        pytest.skip("no shared sample data with the LLaMA tokenizer")
-    llama = load_tokenizer(data / "tokenizer" / "tokenizer.json")
+    llama = load_tokenizer(LLAMA)
     assert llama.n_ids == 32018 and llama.eos_id == 2
     assert [llama.special[name] for name in ADDED_TOKENS] == list(range(32000, 32018))
     assert llama.encode("def f():").tolist() == [822, 285, 7295]

@@ -1,4 +1,4 @@
-"""CrystalCoder's own size through import and both exports: `python -m tests.release.sevenb [FOLDER]` prints peak memory and seconds.
+"""CrystalCoder's own size there and back, and as a stock model: `python -m tests.release.sevenb [FOLDER]` prints peak memory and seconds.
 
 The surprise: its 13 GB of weights are holes in sparse files. Every byte is read, converted and summed all the same, but what is zero is
 not written, so that the disk holds it. Needs 30 GB of disk at most; the folder (default: a temporary one) is emptied again.
@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from crystal.checkpoint import COMPLETE
 from crystal.config import ModelConfig
 from crystal.data.tokenizer import train_tokenizer
 from crystal.model.cost import parameters
@@ -60,13 +62,16 @@ def main(root: Path) -> None:
     steps = [
         ("import", f"source={root}/published", f"out={root}/checkpoint"),
         ("export", f"checkpoint={root}/checkpoint", "format=crystalcoder", f"out={root}/again"),
+        ("import", f"source={root}/again", f"out={root}/back"),
         ("export", f"checkpoint={root}/checkpoint", "format=hf", "dtype=bfloat16", f"out={root}/stock"),
     ]
     for task, *arguments in steps:
         peak_gb, taken = measured(f"task={task}", *arguments)
         print(f"task={task} {' '.join(arguments)}: {taken}", flush=True)
         assert peak_gb < LIMIT_GB
-    assert json.loads((root / "again" / "config.json").read_text())["crystal"]["d_model"] == CONFIG.d_model
+    there, back = (json.loads((root / name / COMPLETE).read_text())["weights.pt"] for name in ("checkpoint", "back"))
+    assert there == back, "the same bytes, by their checksums"
+    assert json.loads((root / "back" / "state.json").read_text())["model"] == asdict(CONFIG) | {"name": "published"}
 
 
 if __name__ == "__main__":

@@ -86,12 +86,17 @@ EXPORT = "task=export checkpoint=checkpoint out=new"
 # Name, what is done, command line, words.
 REFUSED: list[tuple[str, Callable[[], object], str, str]] = [
     ("no source", lambda: None, "task=import out=back", "without a source, source="),
-    ("no out", lambda: None, "task=import source=hf", "task=import without out, out=DIR"),
+    ("no out", lambda: None, "task=import source=hf", "task=import without out, a folder to write, out=PATH"),
     ("out is there", lambda: Path("back").mkdir(), IMPORT, "out=back is there already"),
     ("no such folder", lambda: None, "task=import source=nowhere out=back", "nowhere/config.json, Hugging Face folder"),
     ("no weights", lambda: os.remove("hf/model.safetensors"), IMPORT, "hf has no weights, model.safetensors or pytorch_model.bin"),
     ("another model", lambda: config_says(model_type="llama"), IMPORT, "model_type=llama, model_type=crystalcoder"),
     ("another activation", lambda: config_says(activation_function="gelu"), IMPORT, "activation_function=gelu"),
+    ("half a layer", lambda: config_says(n_layer=1.5), IMPORT, "hf/config.json: n_layer=1.5, a whole number above 0"),
+    ("deep below", lambda: os.remove("hf/model.safetensors"), "task=import source=hf out=deep/below/back", "hf has no weights"),
+    ("deep and late", lambda: tensors_become(lambda t: t.pop(UP)), "task=import source=hf out=deep/below/back", f"hf lacks {UP}"),
+    ("an empty out", lambda: None, "task=import source=nowhere out=", "out is empty"),
+    ("out is there, the source is not", lambda: Path("back").mkdir(), "task=import source=nowhere out=back", "out=back is there"),
     ("missing shard", lambda: sharded(gone=True), IMPORT, "hf has no b.bin"),
     ("a trap", trapped, IMPORT, "hf/pytorch_model.bin is not read"),
     ("another shape", lambda: tensors_become(lambda t: t.update({UP: t[UP].T.contiguous()})), IMPORT, f"{UP} is (64, 32), (32, 64)"),
@@ -116,7 +121,7 @@ def test_what_is_refused(breaks: Callable[[], object], arguments: str, words: st
     before = files_below(place)
     assert_refused(crystal(*arguments.split()), *words.split(", "))
     assert files_below(place) == before
-    assert not list(place.glob(".*.tmp"))
+    assert not list(place.glob(".*.tmp")) and not Path("deep").exists()
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(place: Path, crystal, corpus: Path) -> None:
@@ -130,3 +135,11 @@ def test_a_tokenizer_with_more_ids_than_the_model(place: Path, crystal, corpus: 
 def test_a_good_folder_in_shards_of_bin(place: Path, crystal) -> None:
     sharded(gone=False)
     assert crystal(*IMPORT.split()).status == 0
+
+
+def test_a_model_without_a_name_gets_its_folders(place: Path, crystal, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads(Path("hf/config.json").read_text())
+    del config["crystal"]
+    Path("hf/config.json").write_text(json.dumps(config))
+    monkeypatch.chdir("hf")
+    assert "imported .: hf, " in crystal("task=import", "source=.", "out=../back").out

@@ -98,7 +98,7 @@ def test_the_published_model_through_transformers(published: Path, tmp_path: Pat
     golden = {name: torch.from_numpy(value) for name, value in np.load(PARITY / "golden.npz").items() if value.dtype.kind in "fi"}
     for kind, export in EXPORTS.items():
         export(tmp_path / "checkpoint", tmp_path / kind, dtype="float32")
-        out = loaded(tmp_path / kind)(golden["input_ids"].long(), labels=golden["input_ids"].long())
+        out = loaded(tmp_path / kind, kind)(golden["input_ids"].long(), labels=golden["input_ids"].long())
         assert (out.logits - golden["logits"]).abs().max() < TOLERANCE[kind]
         assert out.loss.item() == pytest.approx(golden["loss"].item(), abs=1e-5)
 
@@ -118,7 +118,7 @@ def test_there_and_back_is_bitwise(saved: Saved, tmp_path: Path, changes: dict) 
 def test_logits_and_loss(saved: Saved, tmp_path: Path, kind: str, changes: dict) -> None:
     folder, config, model = saved(**changes)
     EXPORTS[kind](folder, tmp_path / "out", dtype="float32")
-    theirs, ids = loaded(tmp_path / "out"), some_ids(config)
+    theirs, ids = loaded(tmp_path / "out", kind), some_ids(config)
     assert (type(theirs) is StableLmForCausalLM) == (kind == "hf") == (not list((tmp_path / "out").glob("*.py")))
     expected = model(ids)
     assert (theirs(ids).logits - expected).abs().max() < TOLERANCE[kind]
@@ -132,7 +132,7 @@ def test_logits_and_loss(saved: Saved, tmp_path: Path, kind: str, changes: dict)
 def test_cache_padding_and_generation(saved: Saved, tmp_path: Path, kind: str) -> None:
     folder, config, model = saved(n_layers=3, seq_len=40)
     EXPORTS[kind](folder, tmp_path / "out", dtype="float32")
-    theirs, ids = loaded(tmp_path / "out"), some_ids(config)
+    theirs, ids = loaded(tmp_path / "out", kind), some_ids(config)
     theirs.generation_config.eos_token_id = None
     greedy = dict(max_new_tokens=15, do_sample=False)
     cached, uncached = (theirs.generate(ids, use_cache=use, **greedy)[:, 20:].tolist() for use in (True, False))
@@ -151,7 +151,7 @@ def test_cache_padding_and_generation(saved: Saved, tmp_path: Path, kind: str) -
 def test_hidden_states_and_kept_logits_of_our_own_code(saved: Saved, tmp_path: Path) -> None:
     folder, config, model = saved(n_layers=3)
     export_crystalcoder(folder, tmp_path / "out", dtype="float32")
-    theirs, ids = loaded(tmp_path / "out"), some_ids(config)
+    theirs, ids = loaded(tmp_path / "out", "crystalcoder"), some_ids(config)
     out = theirs(ids, output_hidden_states=True, logits_to_keep=2)
     assert len(out.hidden_states) == 4 and (out.hidden_states[-1] - model.hidden(ids)).abs().max() < 1e-5
     assert (out.logits - model(ids)[:, -2:]).abs().max() < 1e-5
@@ -189,7 +189,7 @@ def test_the_tokenizer_gives_crystals_ids(saved: Saved, tmp_path: Path, kind: st
         out = tmp_path / f"out{number}"
         EXPORTS[kind](folder, out, dtype="float32")
         ours, again = load_tokenizer(file), load_tokenizer(out / "tokenizer.json")
-        theirs = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+        theirs = AutoTokenizer.from_pretrained(out, trust_remote_code=kind == "crystalcoder")
         for text in texts:
             ids = ours.encode(text).tolist()
             assert theirs(text).input_ids == ids == again.encode(text).tolist()
@@ -210,7 +210,7 @@ def test_lm_eval_gives_crystals_log_probabilities(saved: Saved, tmp_path: Path, 
     EXPORTS[kind](folder, tmp_path / "out", dtype="float32")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     pairs = [("ka to", " miren"), ("perba", "ul"), ("def f(x):", "\n    return x"), ("", "sho ing"), ("to", " mi ren ul sho per")]
-    judge = HFLM(pretrained=str(tmp_path / "out"), device="cpu", batch_size=2, trust_remote_code=True)
+    judge = HFLM(pretrained=str(tmp_path / "out"), device="cpu", batch_size=2, trust_remote_code=kind == "crystalcoder")
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     for (context, continuation), (got, greedy) in zip(pairs, judge.loglikelihood(requests), strict=True):
         before = tokenizer.encode(context).tolist() or [tokenizer.eos_id]
