@@ -30,7 +30,8 @@ from crystal.engine import TrainSpec
 from crystal.mup.coordcheck import Mode, Record, Trial, fixed_batch, read_csv, run_trial, to_csv
 from crystal.mup.plan import Plan, derive
 from crystal.runlog import read_json, write_json, write_text
-from stages.coordcheck import compared_models, coordcheck_options, provenance, refuse_unwritable, write_findings
+from stages.coordcheck import compared_models, coordcheck_options, provenance, write_findings
+from stages.out import refuse_unwritable
 
 RANKS = {"eager": 1, "compiled": 1, "fully_shard": 2}
 
@@ -109,7 +110,7 @@ def checked(name: str, overrides: Sequence[str]) -> tuple[Config, Path]:
     shared = options.batch_rows % RANKS[name] == 0
     require(shared, f"coordcheck.batch_rows={options.batch_rows}", f"a multiple of {RANKS[name]} processes", "mend coordcheck.batch_rows")
     compared_models(config.model, options)
-    refuse_unwritable(out)
+    refuse_unwritable(out, "matplotlib", "PIL")
     return config, out
 
 

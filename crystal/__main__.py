@@ -10,6 +10,7 @@ import errno
 import os
 import pkgutil
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         print(help_page())
         return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    before = sys.argv
+    before, terminated = sys.argv, signal.getsignal(signal.SIGTERM)
     try:
+        if {"-m", "--multirun"} & set(argv):  # as Ctrl-C, or else the processes of the points would outlive this one
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.argv = [before[0], *quoted(argv)]
         return run_all(["crystal", *argv])
     except UserError as error:
@@ -75,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     finally:
         sys.argv = before
+        signal.signal(signal.SIGTERM, terminated)
 
 
 def run_all(command: list[str]) -> int:

@@ -45,6 +45,8 @@ def quoted(argv: list[str]) -> list[str]:
             require(known, argument, f"key=value, group=choice or one of {', '.join(OPTIONS)}", SEE_HELP)
         else:
             require(option.strip("+~ ") != "", argument or "an empty argument", "key=value or group=choice", SEE_HELP)
+    both = any(argument.startswith("--cfg") for argument in argv) and {"-m", "--multirun"} & set(argv)
+    require(not both, "--cfg with -m", "one configuration to show", "leave -m out")
     require(argv[-1:] != ["--cfg"], "--cfg", f"one of {', '.join(SHOWS)} behind it", "give --cfg job")
     several = [argument for argument in argv if argument.startswith("config=")]
     require(len(several) < 2, " ".join(several), "one config=FILE", "let one name the other in its defaults")

@@ -6,14 +6,12 @@ place.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from crystal.config import Config, ModelConfig, UserError, require
 from crystal.model.cost import train_flops_per_token
 from crystal.mup.options import CoordCheckConfig, sized
 from crystal.runlog import clock, write_text
+from stages.out import refuse_unwritable
 from stages.tasks import chosen_backend
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def coordcheck(config: Config) -> None:
     """Write records, picture and verdict of the configured model and of what stands beside it. UserError where the first does not pass."""
     options = coordcheck_options(config)
     models, out = compared_models(config.model, options), Path(config.out or f"{config.run.dir}/coordcheck-{options.over}")
-    refuse_unwritable(out)
+    refuse_unwritable(out, "matplotlib", "PIL")
     backend = chosen_backend(config)
     if config.dry_run:
         return print(f"{cost_of(models, options, backend.flops_per_s())} into {out}")
@@ -56,15 +55,6 @@ def coordcheck(config: Config) -> None:
         raise UserError(f"{verdict}; expected {expected_and_remedy(verdict, config.model, options)}")
 
 
-def refuse_unwritable(out: Path) -> None:
-    """Raise UserError, before any work, where the findings could not be written or drawn. An earlier check in `out` is replaced."""
-    missing = [package for package, module in (("matplotlib", "matplotlib"), ("pillow", "PIL")) if find_spec(module) is None]
-    require(not missing, f"no {' and '.join(missing)}", "what draws the picture", "run: pip install 'crystal-trainer[report]'")
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    require(usable, f"out={out}, but {there} is no folder to write into", "a folder, new or of an earlier check", "give another out")
-
-
 def expected_and_remedy(verdict: Verdict, model: ModelConfig, options: CoordCheckConfig) -> str:
     """The end of the line on a verdict that is no pass, for the weightiest of its reasons."""
     keeps_sizes = model.parametrization == "mup" if options.over == "width" else model.depth == "completep"
@@ -74,7 +64,7 @@ def expected_and_remedy(verdict: Verdict, model: ModelConfig, options: CoordChec
         "engine": "the plain model's; mend the backend's forward pass, or give backend=cpu backend.dtype=float32",
         "exponent": f"{theory}'s exponents; {mend}",
         "rate": f"changes that can be measured; raise coordcheck.lr.{options.over}",
-        "spread": f"slopes that are clear; raise coordcheck.seeds, or let coordcheck.{options.over}s reach further",
+        "spread": f"slopes that are clear; let coordcheck.{options.over}s reach further",
     }[next(iter(verdict.reasons))]
 
 

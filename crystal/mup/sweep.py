@@ -19,8 +19,9 @@ import numpy as np
 from crystal.config import UserError, require
 from crystal.runlog import flattened, read_json, read_lines
 
-LAST_SHARE = 0.1  # of the steps: a point's loss is the mean over the last tenth, whose rows it has never seen
+LAST_SHARE = 0.1  # of the steps: a point's loss is the mean over the last tenth, whose rows, in the first epoch, it has never seen
 FOLLOWS = ("model.d_model", "model.n_heads", "model.d_ffn", "seed")  # what a sweep varies besides its one hyperparameter
+HELD = ("scale.lr_factor", "model.init_std", "model.embedding_scale", "model.output_alpha")  # what another sweep would vary
 RUN_FIRST = "python -m crystal -m sweep=lr runs one; then give sweep=lr, run.dir=DIR or source=records.csv"
 
 
@@ -71,13 +72,15 @@ def read_sweep(folder: Path) -> Sweep:
         Point(settings["model.parametrization"], settings["model.d_model"], float(settings[key]), settings["seed"], loss)
         for _, settings, loss in finished
     ]
-    return Sweep(key, sorted(points, key=astuple), _provenance([path for path, _, _ in finished]))
+    held = {name: {str(settings.get(name)) for _, settings, _ in finished} for name in HELD if name != key}
+    said = ", ".join(f"{name}={' or '.join(sorted(values))}" for name, values in held.items())
+    return Sweep(key, sorted(points, key=astuple), f"{_provenance([path for path, _, _ in finished])} At {said}.")
 
 
 def _settings(point: Path) -> dict[str, Any]:
     """Every setting that decides a point's numbers, by dotted key."""
-    stages = {path.parent.name: read_json(path, {}) for path in sorted(point.glob("stage*/numbers.json"))}
-    return dict(flattened(read_json(point / "numbers.json", {}) | stages))
+    stages = {path.parent.name.removeprefix("stage"): read_json(path, {}) for path in sorted(point.glob("stage*/numbers.json"))}
+    return dict(flattened(read_json(point / "numbers.json", {}) | {"stages": stages}))
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> set[str]:
@@ -102,8 +105,17 @@ def _final_loss(point: Path) -> float | None:
     if summary["status"] == "diverged":
         return math.inf
     first = (1 - LAST_SHARE) * summary["steps"]
-    losses = [line["loss"] for line in read_lines(point / "metrics.jsonl") if line["kind"] == "train" and line["step"] > first]
+    lines = [line for line in read_lines(point / "metrics.jsonl") if line["kind"] == "train"]
+    losses = [line["loss"] for line in lines if line["step"] > first]
     require(bool(losses), f"{point} has no losses", f"a finished point's metrics.jsonl, up to step {summary['steps']}", "delete the point")
+    before = max((line["step"] for line in lines if line["step"] <= first), default=0)
+    got = f"{point} has a loss that is the mean of more than the last tenth of its steps"
+    require(
+        before > first - 1,
+        got,
+        f"scale.log_every of at most {int(LAST_SHARE * summary['steps'])}",
+        "sweep again with that, in another run.dir",
+    )
     return float(np.mean(losses))
 
 
@@ -148,7 +160,7 @@ def from_csv(path: Path) -> Sweep:
         wanted = "the records.csv of a transfer: a comment, and the columns parametrization, width, a key, seed and loss"
         raise UserError(f"source={path} ({error}); expected {wanted}; check the path") from error
     points = []
-    for number, row in enumerate(rows, 3):
+    for number, row in ((number, row) for number, row in enumerate(rows, 3) if row):
         try:
             name, width, value, seed, loss = row
             points.append(Point(name, int(width), float(value), int(seed), float(loss)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crystal.config import require
 from crystal.mup.sweep import Point
 
-MAX_PRICE = 0.005  # of each width's own best loss: a sixth of what doubling the width gains (docs/mup.md)
+MAX_PRICE = 0.005  # of each width's own best loss: a sixth of what doubling the width gained in our own sweep (docs/mup.md)
 MAX_DRIFT = 1.0  # notches: a grid of sqrt(2) with three seeds resolves no less
 MAX_RESAMPLES = 5000
 SAME = 0.05  # of a notch: rounding
@@ -69,7 +69,7 @@ class Transfer:
                 if not best.interior:
                     found.append(f"the optimum {best.value:.4g} of width {width} is at the edge of the grid")
                 if math.isnan(best.price):
-                    found.append(f"width {width} was not run near width {self.source}'s optimum")
+                    found.append(f"width {width}'s loss at width {self.source}'s optimum is not known")
                 elif best.price > MAX_PRICE:
                     found.append(f"width {self.source}'s optimum costs width {width} {100 * best.price:.2f} % of loss")
         return found
@@ -91,7 +91,12 @@ def analyse(key: str, points: Sequence[Point]) -> Transfer:
     curves, notch = _curves(f"{parametrization}: ", key, points)
     widths = list(curves)
     means = {width: {value: float(y_S.mean()) for value, y_S in curve.runs.items()} for width, curve in curves.items()}
-    pairs = [means[b][v] < means[a][v] for a, b in itertools.pairwise(widths) for v in means[a].keys() & means[b].keys()]
+    pairs = [
+        means[b][v] < means[a][v]
+        for a, b in itertools.pairwise(widths)
+        for v in means[a].keys() & means[b].keys()
+        if min(means[a][v], means[b][v]) < math.inf
+    ]
     prices = {a: {b: other.price(curve.vertex()[0], notch) for b, other in curves.items()} for a, curve in curves.items()}
     n_seeds = curves[widths[0]].n_seeds
     made = [
@@ -115,6 +120,14 @@ def _curves(who: str, key: str, points: Sequence[Point]) -> tuple[dict[int, Curv
     require(len(widths) > 1 and fewest > 2, got, "at least two widths and three values on a logarithmic grid", "sweep more")
     whole = {width: {*ran[width], *(value for value in grid if ran[width][0] < value < ran[width][-1])} for width in widths}
     wanted = [(width, value, seed) for width in widths for value in sorted(whole[width]) for seed in seeds]
+    never = sorted({value for _, value, _ in wanted} - set(values))
+    got = f"{who}{key} at {', '.join(f'{value:.4g}' for value in values)}"
+    require(
+        not never,
+        got,
+        "equal factors from one to the next",
+        f"run {never[0] if never else 0:.4g} too, or delete the points that stand apart",
+    )
     missing = [f"width {width}, {key}={value:g}, seed {seed}" for width, value, seed in wanted if (width, value, seed) not in loss]
     got = f"{who}no finished point at {'; '.join(missing[:3])}"
     require(not missing, got, f"all {len(wanted)}", "run the same -m command again: it runs what is missing")
@@ -122,6 +135,8 @@ def _curves(who: str, key: str, points: Sequence[Point]) -> tuple[dict[int, Curv
     curves = {}
     for width in widths:
         runs = {value: np.array([loss[width, value, seed] for seed in seeds]) for value in ran[width]}
+        lost = all(math.isinf(y_S.mean()) for y_S in runs.values())
+        require(not lost, f"{who}every value of width {width} diverged", "some that do not", f"sweep lower values of {key}")
         on_grid = [value for value in runs if value in grid]
         curves[width] = Curve(np.log(on_grid), np.array([runs[value] for value in on_grid]), runs)
     return curves, math.log(grid[1] / grid[0])
@@ -225,6 +240,5 @@ def log_grid(values: Sequence[float]) -> list[float]:
 def _interval(drawn_R: Array) -> Interval:
     if len(drawn_R) == 1:
         return math.nan, math.nan
-    with np.errstate(invalid="ignore"):
-        low, high = np.quantile(drawn_R, (0.025, 0.975))
+    low, high = np.quantile(drawn_R, (0.025, 0.975), method="nearest")  # between two, an infinite one would spoil both
     return float(low), float(high)

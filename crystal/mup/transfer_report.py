@@ -29,15 +29,16 @@ def verdict(made: Transfer) -> str:
     wider = [best for best in made.optima.values() if best.width >= made.source]
     moves = f"the optimum moves by {max((best.drift for best in wider), key=abs):+.2f} notches"
     if made.drifting:
-        moves += f" (perhaps more than {MAX_DRIFT:g} at width {', '.join(str(best.width) for best in made.drifting)})"
+        moves += f" ({MAX_DRIFT:g} or more lies in the interval of width {', '.join(str(best.width) for best in made.drifting)})"
     better, pairs = made.better
     also = f"{moves}; at equal {made.key} the wider is better in {better} of {pairs} pairs"
     if made.failures:
         return f"{made.parametrization}: {made.key} does not transfer: {'; '.join(made.failures)}; {also}"
     dearest = max(wider, key=lambda best: best.price)
     cost = f"it costs at most {percent(dearest.price)} of loss (95 %: {span(dearest.price_interval, percent)})"
-    but = f"; but not from narrower ones: {made.not_from}" if made.not_from else ""
-    return f"{made.parametrization}: {made.key} transfers from width {made.source} to {wider[-1].width}: {cost}; {also}{but}"
+    but = f"; but not from a narrower one: {made.not_from}" if made.not_from else ""
+    widths = f"width {made.source} to {wider[-1].width}, {wider[-1].width / made.source:g} x"
+    return f"{made.parametrization}: {made.key} transfers from {widths}: {cost}; {also}{but}"
 
 
 def table(made: Transfer) -> str:
@@ -95,7 +96,8 @@ def markdown(outcomes: Sequence[Transfer], provenance: str) -> str:
     parts += [
         "## How to read it",
         "The optimum is the vertex of the parabola, in the logarithm, through the best value and its two neighbours, each the mean over "
-        "the seeds; the intervals are over resampled seeds, the same for all widths, and with few seeds they are coarse.",
+        "the seeds; beside a value that diverged, it is the best value itself. The intervals hold 95 % of the resamples over seeds, the "
+        "same for all widths. With three seeds that is too narrow: on made-up sweeps they held the truth in about 70 % of cases.",
         "A width transfers where all optima lie inside the grid and its own, this very value, costs every wider width at most "
         f"{100 * MAX_PRICE:g} % of that one's best loss. The narrowest width that does is taken; two must be wider. A cost is measured "
         "where that value was run, else read off a parabola through three grid points. "
@@ -107,15 +109,15 @@ def markdown(outcomes: Sequence[Transfer], provenance: str) -> str:
 def configuration(made: Transfer, provenance: str) -> str:
     """The transferred value as a file for `config=FILE`, with where it is from."""
     narrow, wide = made.optima[made.source], max(made.optima.values(), key=lambda best: best.width)
-    group, _, name = made.key.rpartition(".")
+    *groups, name = made.key.split(".")
+    found = f"{narrow.value:.4g}  # optimum at width {narrow.width}, 95 % {span(narrow.interval, '{:.4g}'.format)}"
     lines = [
         "# Made by Crystal (task=transfer). For the large model: python -m crystal config=THIS_FILE model=... scale=...",
         f"# {provenance}",
         f"# {verdict(made)}.",
         "defaults: [config, _self_]",
-        f"{group}:",
-        f"  {name}: {narrow.value:.4g}  # optimum at width {narrow.width}, 95 % {span(narrow.interval, '{:.4g}'.format)}; "
-        f"costs width {wide.width} {percent(wide.price)} of loss",
+        *(f'{"  " * depth}"{group}":' for depth, group in enumerate(groups)),
+        f"{'  ' * len(groups)}{name}: {found}; costs width {wide.width} {percent(wide.price)} of loss",
     ]
     return "\n".join(lines) + "\n"
 

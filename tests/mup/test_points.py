@@ -17,7 +17,7 @@ def write_point(
 ) -> Path:
     """A run directory of 20 steps whose loss is 5 and in the last tenth 4."""
     point = folder / "mup" / f"{width},{lr},{seed}"
-    model = {"name": "proxy", "d_model": width, "n_heads": width // 32, "n_layers": 2, "parametrization": "mup"}
+    model = {"name": "proxy", "d_model": width, "n_heads": width // 32, "n_layers": 2, "parametrization": "mup", "init_std": 0.073}
     scale = {"batch_rows": 8, "seq_len": 256, "lr_factor": lr}
     run = {"git": "abc1234", "versions": {"torch": "2.13.0"}, "dtype": "float32", "device": "a CPU"}
     files = {
@@ -44,7 +44,7 @@ def test_points_are_read(tmp_path: Path) -> None:
     assert found.points == [Point("mup", 64, 0.1, 1, 4.0), Point("mup", 64, 0.2, 1, 4.0), Point("mup", 64, 0.4, 1, math.inf)]
     assert found.provenance == (
         "3 runs of 20 steps of 2,048 tokens, model proxy (2 layers, heads of 32), data sample; "
-        "commit abc1234, torch 2.13.0, float32 on a CPU."
+        "commit abc1234, torch 2.13.0, float32 on a CPU. At model.init_std=0.073, model.embedding_scale=None, model.output_alpha=None."
     )
 
 
@@ -77,7 +77,12 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         read_sweep(tmp_path)
     write_point(tmp_path, lr=0.2)
     (point / "stage1" / "numbers.json").write_text(json.dumps({"name": "1", "lr": [{"start": 0.0, "end": 0.2}]}))
-    with pytest.raises(UserError, match="differs in scale.lr_factor, stage1.lr.0.end; expected points that differ in one key"):
+    with pytest.raises(UserError, match="differs in scale.lr_factor, stages.1.lr.0.end; expected points that differ in one key"):
+        read_sweep(tmp_path)
+    (point / "stage1" / "numbers.json").unlink()
+    write_point(tmp_path)
+    (point / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 20, "loss": 4.5}) + "\n")
+    with pytest.raises(UserError, match="is the mean of more than the last tenth of its steps; expected scale.log_every of at most 2; "):
         read_sweep(tmp_path)
     (point / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="has no losses; expected a finished point's metrics.jsonl, up to step 20"):

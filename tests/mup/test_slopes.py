@@ -116,7 +116,7 @@ def test_an_engine_that_computes_something_else_fails() -> None:
             "CompleteP's exponents; mend the multipliers, or lower coordcheck.lr",
         ),
         ("engine", [], "the plain model's; mend the backend's forward pass"),
-        ("spread", ["coordcheck.over=depth"], "slopes that are clear; raise coordcheck.seeds, or let coordcheck.depths reach further"),
+        ("spread", ["coordcheck.over=depth"], "slopes that are clear; let coordcheck.depths reach further"),
     ],
 )
 def test_the_remedy_is_for_what_is_wrong(about: str, overrides: list[str], said: str) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from crystal.config import UserError
-from crystal.mup.sweep import Point
+from crystal.mup.sweep import Point, from_csv
 from crystal.mup.transfer import Curve, Transfer, analyse, log_grid, resamples
 from crystal.mup.transfer_report import VALUES, configuration, files, markdown, table, verdict
 
@@ -51,7 +55,9 @@ def test_an_optimum_that_moves_with_every_width_does_not_transfer() -> None:
         f"width 64's optimum costs width {w} {100 * p:.2f} % of loss" for w, p in zip((128, 256, 512), priced[1:], strict=True)
     ]
     assert [best.width for best in made.drifting] == [128, 256, 512]
-    assert "does not transfer" in verdict(made) and "moves by -3.60 notches (perhaps more than 1 at width 128, 256, 512)" in verdict(made)
+    assert "does not transfer" in verdict(
+        made
+    ) and "moves by -3.60 notches (1 or more lies in the interval of width 128, 256, 512)" in verdict(made)
     assert made.prices[128] == pytest.approx(dict(zip((64, 128, 256, 512), [priced[1], *priced[:3]], strict=True)), rel=0.05, abs=1e-12)
 
 
@@ -63,7 +69,7 @@ def test_a_price_alone_is_enough_to_fail() -> None:
     assert failure.startswith("width 64's optimum costs width 512 3.82 %")
     flat = outcome(lambda width: 0.3 if width < 512 else 0.3 * 2**0.6, curvature=0.05)
     assert flat.optima[512].drift == pytest.approx(1.2) and flat.failures == []
-    assert "transfers from width 64 to 512" in verdict(flat) and "(perhaps more than 1 at width 512)" in verdict(flat)
+    assert "transfers from width 64 to 512" in verdict(flat) and "(1 or more lies in the interval of width 512)" in verdict(flat)
 
 
 def test_the_narrowest_width_that_transfers_is_the_source() -> None:
@@ -71,9 +77,12 @@ def test_the_narrowest_width_that_transfers_is_the_source() -> None:
     made = outcome(lambda width: 0.5 if width == 64 else 0.25)
     assert (made.source, made.failures) == (128, [])
     assert [best.drift for best in made.optima.values()] == pytest.approx([2, 0, 0, 0])
-    assert verdict(made).startswith("mup: scale.lr_factor transfers from width 128 to 512: it costs at most 0.00 % of loss")
-    assert "but not from narrower ones: width 64's optimum costs width 128 2.3" in verdict(made)
+    assert verdict(made).startswith("mup: scale.lr_factor transfers from width 128 to 512, 4 x: it costs at most 0.00 % of loss")
+    assert "but not from a narrower one: width 64's optimum costs width 512 2.3" in verdict(made)
     assert "lr_factor: 0.25 " in configuration(made, "84 runs.")
+    assert OmegaConf.create(configuration(made, "84 runs.")).scale.lr_factor == 0.25
+    deep = replace(made, key="stages.1.fim.rate")
+    assert OmegaConf.create(configuration(deep, "84 runs.")).stages["1"].fim.rate == 0.25
     late = outcome(lambda width: 0.5 if width < 256 else 0.25)
     assert late.source == 64 and late.failures != []
 
@@ -119,9 +128,15 @@ def test_an_optimum_beside_diverged_points_costs_what_was_seen_there() -> None:
     gone = [4.0, 3.95, 3.9, 3.88, math.inf, math.inf, math.inf]
     assert two_widths(at_04, gone).optima[512].price == math.inf and "| diverges |" in table(two_widths(at_04, gone))
     unknown = two_widths(between, gone)
-    assert math.isnan(unknown.optima[512].price) and unknown.failures == ["width 512 was not run near width 64's optimum"]
+    assert math.isnan(unknown.optima[512].price) and unknown.failures == ["width 512's loss at width 64's optimum is not known"]
     value = unknown.optima[64].value
     assert two_widths(between, gone, (64, value, 4.2), (512, value, 3.9)).optima[512].price == pytest.approx(3.9 / 3.88 - 1)
+
+
+def test_a_width_that_diverges_everywhere_is_refused() -> None:
+    lost = [Point(p.parametrization, p.width, p.value, p.seed, math.inf if p.width == 512 else p.loss) for p in points(lambda width: 0.3)]
+    with pytest.raises(UserError, match="mup: every value of width 512 diverged; expected some that do not; sweep lower values of lr"):
+        analyse("lr", lost)
 
 
 def test_what_is_missing_is_named() -> None:
@@ -190,8 +205,10 @@ def test_values_off_the_grid_are_checks(check: float) -> None:
 def test_a_hole_in_the_grid_is_on_it() -> None:
     assert log_grid([0.1, 0.2, 0.4, 1.6]) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
     holed = [point for point in points(lambda width: 0.31) if point.value != VALUES_OF_LR[4]]
-    with pytest.raises(UserError, match="no finished point at width 64, scale.lr_factor=0.4, seed 1; .*seed 3; expected all 84"):
+    with pytest.raises(UserError, match="0.2828, 0.5657, 0.8; expected equal factors from one to the next; run 0.4 too, or delete"):
         analyse("scale.lr_factor", holed)
+    with pytest.raises(UserError, match="no finished point at width 64, scale.lr_factor=0.4, seed 1; .*seed 3; expected all 84"):
+        analyse("scale.lr_factor", [p for p in points(lambda width: 0.31) if p.width > 64 or p.value != VALUES_OF_LR[4]])
 
 
 def test_a_check_measures_the_price() -> None:
@@ -211,3 +228,10 @@ def test_the_report_says_what_failed_and_hands_nothing_on() -> None:
     assert "does not transfer" in markdown([bad], "84 runs.") and "does not transfer" not in markdown([good], "84 runs.")
     assert "add `scale.lr_factor=0.31` to the sweep's command" in made["report.md"]
     assert made["transfer.svg"].count("<svg") == 1
+
+
+def test_the_committed_report_is_that_of_the_committed_records() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results" / "transfer"
+    sweep = from_csv(folder / "records.csv")
+    outcomes = [analyse(sweep.key, list(group)) for _, group in groupby(sweep.points, key=lambda point: point.parametrization)]
+    assert markdown(outcomes, sweep.provenance) == (folder / "report.md").read_text(encoding="utf-8")
