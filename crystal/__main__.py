@@ -48,6 +48,7 @@ TASKS = {
     "doctor": "stages.tasks:doctor",
     "coordcheck": "stages.coordcheck:coordcheck",
     "transfer": "stages.transfer:transfer",
+    "validate": "stages.validate:validate",
 }
 ConfigStore.instance().store("schema", Config)
 

@@ -63,9 +63,9 @@ def _packages() -> Iterator[Line]:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         remedy = f"pip install 'crystal-trainer[{extra}]'" if missing else ""
         yield f"[{extra}]", f"missing: {', '.join(missing)}" if missing else ", ".join(map(_versioned, modules)), remedy
-    sdk = importlib.util.find_spec("cerebras") is not None and importlib.util.find_spec("cerebras.pytorch") is not None
-    remedy = "" if sdk else "it needs Python 3.11 and an environment of its own; no backend here uses it yet"
-    yield "cerebras", "cerebras.pytorch found" if sdk else "no cerebras.pytorch", remedy
+    sdk = Path(".venv-cerebras/bin/python")
+    remedy = "" if sdk.exists() else "task=validate backend=cerebras needs it: make .venv-cerebras/.complete, with Python 3.11"
+    yield "cerebras", str(sdk) if sdk.exists() else "no .venv-cerebras", remedy
 
 
 def _versioned(module: str) -> str:

@@ -77,11 +77,15 @@ def show_point(config: Config, backend: Backend) -> None:
 def chosen_backend(config: Config) -> Backend:
     """The configured backend; `auto` is cuda where a GPU is found, otherwise cpu. Raises UserError for options it does not have."""
     node = dict(config.backend)
+    only_lowers = "cpu or cuda: so far steps are only lowered for Cerebras systems"
+    require(
+        node.get("name") != "cerebras", f"task={config.task} with backend=cerebras", only_lowers, "give task=validate or another backend"
+    )
     if node.get("name") == "auto":
         import torch
 
         node = {"_target_": "backends.cuda.CudaBackend" if torch.cuda.is_available() else "backends.cpu.CpuBackend"}
-    return _made(node, "backend")
+    return instantiated(node, "backend")
 
 
 def refuse_too_large(config: Config, backend: Backend) -> None:
@@ -99,13 +103,13 @@ def refuse_too_large(config: Config, backend: Backend) -> None:
 def refuse_bad_benchmarks(config: Config) -> None:
     """Raise UserError now for what would stop the scoring later: a wrong option, and but for dry_run a missing file or package."""
     for name, node in config.eval.benchmarks.items():
-        benchmark = _made(node, f"eval.benchmarks.{name}")
+        benchmark = instantiated(node, f"eval.benchmarks.{name}")
         if not config.dry_run:
             with suppress(BenchmarkAbsent):  # nobody's fault: said when it is its turn
                 benchmark.problems()
 
 
-def _made(node: dict, key: str) -> Any:
+def instantiated(node: dict, key: str) -> Any:
     """Instantiate a `_target_` node; a target that is not there and options that it has not become a UserError that names `key`."""
     name = str(node.get("_target_"))
     try:
@@ -135,7 +139,7 @@ def prepare_only(config: Config) -> None:
 
 def readers_of(data: DataConfig) -> list[Reader]:
     """The configured document readers."""
-    return [_made(node, f"data.readers.{name}") for name, node in data.readers.items()]
+    return [instantiated(node, f"data.readers.{name}") for name, node in data.readers.items()]
 
 
 def refuse_missing_corpus(config: Config) -> None:
@@ -163,7 +167,7 @@ def prepared_data(config: Config) -> Prepared:
 def _prepared_data(config: Config, data: DataConfig) -> Prepared:
     if data.harvest is not None and not Path(data.harvest["out"]).exists():
         print(f"harvesting text and code from this Python installation into {data.harvest['out']}", file=sys.stderr)
-        _made(data.harvest, "data.harvest")
+        instantiated(data.harvest, "data.harvest")
     prepare(
         readers_of(data),
         Path(data.out),

@@ -17,7 +17,7 @@ SMALLER = {
     "sweep=lr": ["scale.lr_factor=0.1,0.2", "run.seed=1", "hydra/launcher=basic"],
     "task=coordcheck": ["coordcheck.widths=[64,256]", "coordcheck.n_layers=1", "coordcheck.steps=[1,3]", "coordcheck.seeds=2"],
 }
-AS_THEY_ARE = {"task=plan", "task=replay", "task=doctor", "--help", "dry_run=true"}
+AS_THEY_ARE = {"task=plan", "task=replay", "task=validate", "task=doctor", "--help", "dry_run=true"}
 COMMANDS = [shlex.split(line, comments=True)[3:] for line in BLOCKS.splitlines() if line.startswith("python -m crystal")]
 
 
@@ -41,6 +41,8 @@ def test_command(command: list[str], crystal, corpus, trained, tiny_overrides, t
     result = crystal(*command)
     if "backend=cuda" in command and result.status == 2:
         assert result.err.startswith("error: backend=cuda with ") and "NVIDIA GPU" in result.err
+    elif "backend=cerebras" in command:  # the SDK's environment is beside the Makefile, not here; tests/cerebras has it
+        assert (result.status, result.err.partition(";")[0]) == (2, "error: no .venv-cerebras/bin/python")
     else:
         assert (result.status, bool(result.out)) == (0, True), result.err
 
@@ -51,7 +53,7 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/mup.md", "docs/huggingface.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
 def test_links_lead_somewhere(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):

@@ -29,8 +29,8 @@ class Rope(nn.Module):
     @torch.no_grad()
     def fill(self) -> None:
         """Compute the tables; needed again after `to_empty`, which leaves them undefined."""
-        exponent = torch.arange(0, self.rotary_dims, 2, dtype=torch.float64) / self.rotary_dims
-        angle_TR = torch.outer(torch.arange(self.seq_len, dtype=torch.float64), self.base**-exponent)
+        exponent = torch.arange(0, self.rotary_dims, 2, dtype=torch.float64, device="cpu") / self.rotary_dims
+        angle_TR = torch.outer(torch.arange(self.seq_len, dtype=torch.float64, device="cpu"), self.base**-exponent)
         self.cos_TR.copy_(angle_TR.cos())
         self.sin_TR.copy_(angle_TR.sin())
 

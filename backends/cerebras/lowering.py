@@ -1,0 +1,178 @@
+"""One train step traced and lowered to CIRH by the SDK, with no cluster: forward, backward, clipping, AdamW, schedule, loss scaling.
+
+Runs in the SDK's environment: `python -m backends.cerebras.lowering STEP.json FOUND.json`. The surprise: the SDK's own `validate_only`
+says "Compile was successful!" also where lowering failed. So the module is read: it must be there, no traceback beside it, and it must
+hold the operations that the architecture implies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crystal.config import AdamWConfig, ModelConfig
+from crystal.model.transformer import Transformer
+from crystal.mup.plan import derive
+from crystal.optim import param_groups
+
+MODULE = Path("executors/000001")  # of the SDK's artifact folder: the first and only traced step
+OPERATION = re.compile(r"cirh\.([A-Za-z0-9]+)")
+STATE = re.compile(r"tensor<([^>]*)> \{tf\.aliasing_output = \d+[^}]*resource_name = \"([^\"]*)\"")  # what a step reads and writes back
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i1": 1}
+
+
+class Loss(nn.Module):
+    """The model and its loss, by the one cross-entropy that the system has a kernel for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.transformer = Transformer(config)
+
+    def forward(self, ids_BT: Tensor, labels_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        losses_N = F.cross_entropy(self.transformer(ids_BT).flatten(0, 1), labels_BT.flatten().long(), reduction="none")
+        return (losses_N * mask_BT.flatten()).sum() / ids_BT.numel()
+
+
+def trace(told: dict[str, Any], artifacts: Path) -> None:
+    """Have the SDK trace one step of `told` and lower it into `artifacts`."""
+    import cerebras.pytorch as cstorch
+
+    config, adamw = ModelConfig(**told["model"]), AdamWConfig(**told["adamw"])
+    cluster = cstorch.distributed.ClusterConfig(num_csx=told["n_systems"])
+    backend = cstorch.backend("CSX", artifact_dir=str(artifacts), validate_only=True, cluster_config=cluster)
+    cstorch.amp.set_half_dtype(told["dtype"])
+    cstorch.amp.enable_mixed_precision(True)
+    cstorch.backends.csx.precision.optimization_level = told["precision_level"]
+    with backend.device:
+        model = Loss(config)
+    compiled = cstorch.compile(model, backend)
+
+    groups = param_groups(model.transformer.named_parameters(), derive(config), adamw)
+    optimizer = cstorch.optim.AdamW(scaled(groups), lr=0.0, betas=(adamw.beta1, adamw.beta2), eps=adamw.eps)
+    scheduler = schedule(optimizer, told["pieces"])
+    scaler = None if told["dtype"] == "bfloat16" else cstorch.amp.GradScaler(loss_scale="dynamic")
+
+    @cstorch.trace
+    def step(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        loss = compiled(*batch)
+        if scaler is None:
+            loss.backward()
+        else:
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), adamw.clip_norm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+        return loss
+
+    shape = told["batch_rows"], config.seq_len
+    batches = cstorch.utils.data.DataLoader(_Ones, shape)
+    for batch in cstorch.utils.data.DataExecutor(batches, num_steps=1):
+        step(batch)
+
+
+class _Ones:
+    """An endless loader of one batch: only its shapes and types matter."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        ids_BT = torch.ones(self.shape, dtype=torch.int32)
+        while True:
+            yield ids_BT, ids_BT, torch.ones(self.shape)
+
+
+def scaled(groups: list[dict]) -> list[dict]:
+    """Crystal's parameter groups with muP's multiple under the SDK's name. It acts only through `ScalePerParamLR`."""
+    return [group | {"adjust_learning_rate": group["lr_mult"]} for group in groups]
+
+
+def schedule(optimizer: Any, pieces: list[dict[str, float]]) -> Any:
+    """The SDK's scheduler of straight pieces, each group's rate multiplied by its muP multiple."""
+    from cerebras.pytorch.optim.lr_scheduler import LinearLR, ScalePerParamLR, SequentialLR
+
+    lines = [LinearLR(optimizer, piece["start"], piece["end"], round(piece["n_steps"])) for piece in pieces]
+    ends = [sum(round(piece["n_steps"]) for piece in pieces[: i + 1]) for i in range(len(pieces) - 1)]
+    return ScalePerParamLR(optimizer, SequentialLR(optimizer, lines, milestones=ends))
+
+
+def read_module(artifacts: Path, config: ModelConfig, n_parameters: int) -> dict[str, Any]:
+    """Operations and bytes of state of the lowered module; under "wrong", what shows that lowering failed."""
+    folder = artifacts / MODULE
+    failures = [_place(json.loads(path.read_text())) for path in sorted(folder.glob("traceback_*.json"))]
+    text = (folder / "cirh.mlir").read_text() if (folder / "cirh.mlir").exists() else ""
+    operations = Counter(OPERATION.findall(text))
+    state = {name: _bytes(shape) for shape, name in STATE.findall(text)}
+    wanted = {"LayerNorm": 2 * config.n_layers + 1, "Softmax": config.n_layers, "SparseSoftmaxCrossEntropyWithLogits": 1}
+    wrong = failures or ([] if text else ["the lowered module is empty"])
+    if not wrong:
+        wrong = [f"{operations[name]} {name}, {n} expected" for name, n in wanted.items() if operations[name] != n]
+        named = [name for name in state if name.endswith(".embed.weight")]
+        wrong += [f"the embedding stands {len(named)} times in the state, once expected"] if len(named) != 1 else []
+        moments = sum(name.endswith((".exp_avg", ".exp_avg_sq")) for name in state)
+        wrong += [f"{moments} of AdamW's moments in the state, {2 * n_parameters} expected"] if moments != 2 * n_parameters else []
+    return {"operations": dict(operations), "state_bytes": sum(state.values()), "wrong": wrong}
+
+
+def _bytes(tensor: str) -> int:
+    *dims, dtype = tensor.split("x")
+    return math.prod(map(int, dims)) * BYTES[dtype]
+
+
+def _place(failure: dict[str, Any]) -> str:
+    """What could not be lowered, and the innermost line of our own that asked for it."""
+    ours = [frame for frame in failure["traceback"] if not frame["filename"].startswith(("cerebras/", "torch/"))]
+    where = f" at {ours[-1]['filename']}:{ours[-1]['line']} ({ours[-1]['function']})" if ours else ""
+    return f"{failure['message']}{where}"
+
+
+def main(step: Path, found: Path) -> None:
+    """Trace and lower the step that the file `step` tells, and write what was found."""
+    t0 = time.perf_counter()
+    os.environ["CSTORCH_DEBUG"] = "1"  # source lines in the module
+    told = json.loads(step.read_text())
+    config = ModelConfig(**told["model"])
+    with torch.device("meta"):
+        shapes = [parameter.numel() for parameter in Transformer(config).parameters()]
+    artifacts = Path("artifacts")
+    try:
+        trace(told, artifacts)
+        verdict = read_module(artifacts, config, len(shapes))
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:  # what tracing raises for what it does not support
+        verdict = {"operations": {}, "state_bytes": 0, "wrong": [_raised(error)]}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found.write_text(json.dumps(verdict | {"parameters": sum(shapes), "seconds": time.perf_counter() - t0, "memory_bytes": memory}))
+
+
+def _raised(error: Exception) -> str:
+    frames = []
+    at = error.__traceback__
+    while at is not None:
+        frames.append((at.tb_frame.f_code.co_filename, at.tb_lineno, at.tb_frame.f_code.co_name))
+        at = at.tb_next
+    ours = [frame for frame in frames if "site-packages" not in frame[0]]
+    where = " at {}:{} ({})".format(*ours[-1]) if ours else ""
+    return f"{str(error).strip().splitlines()[0]}{where}"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,105 @@
+"""What the SDK makes of Crystal's train step, in the SDK's own environment: `make cerebras-check`. Each step is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from backends.cerebras import CerebrasBackend, lowering
+from crystal.config import AdamWConfig, Config, ModelConfig
+from crystal.engine import TrainSpec
+from crystal.mup.plan import derive
+from crystal.schedule import Schedule
+from stages.recipes import recipe
+
+pytest.importorskip("cerebras.pytorch", reason="needs the Cerebras SDK's environment: make cerebras-check")
+PRESETS = sorted(path.stem for path in (Path(lowering.__file__).parents[2] / "conf" / "model").glob("*.yaml") if path.stem != "base")
+SMALL = ModelConfig(name="small", d_model=64, n_layers=2, n_heads=2, d_ffn=170, vocab_size=512, seq_len=64)
+
+
+def composed(*overrides: str) -> Config:
+    """What `python -m crystal OVERRIDES` would be configured with."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    import crystal.__main__  # noqa: F401 (registers the schema)
+
+    with initialize_config_module("conf", version_base="1.3"):
+        made = OmegaConf.to_object(compose("config", [*overrides, "data=crystalcoder", "data.root=."]))
+    assert isinstance(made, Config)
+    return made
+
+
+def step_of(config: Config, stage: str) -> TrainSpec:
+    schedule = recipe(config.stages[stage], config.scale).schedule
+    return TrainSpec(config.model, derive(config.model), config.optim, schedule, config.scale.batch_rows, seed=1)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_every_preset_lowers(model: str, tmp_path: Path) -> None:
+    config = composed(f"model={model}", "scale=published")
+    found = CerebrasBackend(python=sys.executable).lower(step_of(config, "1"), tmp_path)
+    assert found["wrong"] == []
+    assert found["operations"]["LayerNorm"] == 2 * config.model.n_layers + 1
+    assert found["state_bytes"] > 12 * found["parameters"]  # weights and two moments, float32
+    if model == "7b":
+        assert found["parameters"] == 6_575_278_720
+        assert found["memory_bytes"] < 2e9
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_the_published_step_lowers_with_every_schedule(stage: str, tmp_path: Path) -> None:
+    found = CerebrasBackend(python=sys.executable).lower(step_of(composed("model=7b"), stage), tmp_path)
+    assert (found["wrong"], found["parameters"]) == ([], 6_575_278_720)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_types_lower(dtype: str, tmp_path: Path) -> None:
+    found = CerebrasBackend(python=sys.executable, dtype=dtype).lower(small_step(), tmp_path)
+    assert found["wrong"] == []
+
+
+def small_step() -> TrainSpec:
+    schedule = recipe(composed("model=tiny").stages["1"], composed("model=tiny").scale).schedule
+    return TrainSpec(SMALL, derive(SMALL), AdamWConfig(), schedule, batch_rows=4, seed=1)
+
+
+@pytest.mark.parametrize("name", ["erfinv", "nonzero", "polar", "fft", "svd", "item", "boolean_index", "checkpoint"])
+def test_what_no_system_runs_is_named_with_its_place(name: str, tmp_path: Path) -> None:
+    told = {
+        "model": asdict(SMALL), "adamw": asdict(AdamWConfig()), "pieces": [{"start": 0.0, "end": 0.012, "n_steps": 86}],
+        "batch_rows": 4, "n_systems": 1, "dtype": "cbfloat16", "precision_level": 1,
+    }  # fmt: skip
+    (tmp_path / "step.json").write_text(json.dumps(told))
+    backend = CerebrasBackend(python=sys.executable)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cerebras.broken", name, "step.json", "found.json"], cwd=tmp_path, env=backend.environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (tmp_path / "found.json").exists(), done.stderr[-2000:]
+    (wrong, *_) = json.loads((tmp_path / "found.json").read_text())["wrong"]
+    assert "tests/cerebras/broken.py:" in wrong
+
+
+def test_learning_rates_are_those_of_every_other_backend() -> None:
+    """Of each group, after 0, 1, 86, 87 and 1,000 updates, read from the SDK's own scheduler, which computes in float32."""
+    import cerebras.pytorch as cstorch
+    import torch
+
+    cstorch.backend("CPU")
+    config = composed("model=7b")
+    made: Schedule = recipe(config.stages["1"], config.scale).schedule
+    mults = [1.0, 0.0625]
+    groups = lowering.scaled([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_mult": mult} for mult in mults])
+    optimizer = cstorch.optim.AdamW(groups, lr=0.0)
+    scheduler = lowering.schedule(optimizer, [asdict(piece) for piece in made.pieces])
+    for step in range(1001):
+        if step in (0, 1, 86, 87, 1000):
+            got = [float(lr) for lr in scheduler.get_last_lr()]
+            assert got == pytest.approx([made.lr(step) * mult for mult in mults], rel=1e-6, abs=2e-9), step
+        scheduler.step()
