@@ -130,12 +130,13 @@ def plot(outcomes: Sequence[Transfer]) -> str:
     figure = Figure(figsize=(5.2 * len(outcomes), 4), layout="constrained")
     axes = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)
     lowest = min(best.loss for made in outcomes for best in made.optima.values())
-    colours = matplotlib.colormaps["viridis_r"]
+    widths = sorted({width for made in outcomes for width in made.optima})
+    shades = {width: 0.15 + 0.85 * i / (len(widths) - 1) for i, width in enumerate(widths)}
     for panel, made in zip(axes[0], outcomes, strict=True):
-        for i, best in enumerate(made.optima.values()):
-            colour = colours(0.15 + 0.85 * i / (len(made.optima) - 1))
-            values, losses = zip(*sorted(made.losses[best.width].items()), strict=True)
-            panel.plot(values, losses, color=colour, marker=".", label=f"width {best.width}")
+        for width, best in made.optima.items():
+            colour = matplotlib.colormaps["viridis_r"](shades[width])
+            values, losses = zip(*sorted(made.losses[width].items()), strict=True)
+            panel.plot(values, losses, color=colour, marker=".", label=f"width {width}")
             panel.plot([best.value], [best.loss], color=colour, marker="D", markersize=7, linestyle="none")
         panel.axvline(made.optima[made.source].value, color="grey", linestyle=":", linewidth=1)
         panel.set(xscale="log", title=made.parametrization, xlabel=made.key, ylim=(0.985 * lowest, 1.3 * lowest))
@@ -143,8 +144,8 @@ def plot(outcomes: Sequence[Transfer]) -> str:
         panel.set_xticks(ticks, [f"{value:.2g}" for value in ticks], fontsize="small")
         panel.minorticks_off()
         panel.grid(alpha=0.25)
+        panel.legend(frameon=False, fontsize="small")
     axes[0, 0].set_ylabel("training loss, nats per token")
-    axes[0, -1].legend(frameon=False)
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "crystal"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
