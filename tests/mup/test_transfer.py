@@ -78,7 +78,7 @@ def test_the_narrowest_width_that_transfers_is_the_source() -> None:
     assert (made.source, made.failures) == (128, [])
     assert [best.drift for best in made.optima.values()] == pytest.approx([2, 0, 0, 0])
     assert verdict(made).startswith("mup: scale.lr_factor transfers from width 128 to 512, 4 x: it costs at most 0.00 % of loss")
-    assert "but not from a narrower one: width 64's optimum costs width 512 2.3" in verdict(made)
+    assert "but not from a narrower one: width 64's optimum costs width 128 2.36" in verdict(made)
     assert "lr_factor: 0.25 " in configuration(made, "84 runs.")
     assert OmegaConf.create(configuration(made, "84 runs.")).scale.lr_factor == 0.25
     deep = replace(made, key="stages.1.fim.rate")

@@ -147,8 +147,10 @@ def test_a_point_that_is_missing_is_named(sweep, crystal, tmp_path: Path) -> Non
         (["-m", "sweep=lr", "eval=humaneval"], "-m sweep=lr with eval=humaneval; expected eval=none"),
         (["-m", "sweep=lr", "run.dir="], "run.dir is empty; expected a folder; "),
         (["-m", "sweep=lr", "hydra/launcher=other"], "hydra/launcher=other is not installed; expected its package; pip install"),
+        (["-m", "sweep=lr", "--cfg", "job"], "--cfg with -m; expected one configuration to show; leave -m out"),
         (["task=transfer", "run.dir=nowhere"], "no points in nowhere; expected a sweep's folder"),
-        (["task=transfer", "source=nowhere.csv"], "source=nowhere.csv "),
+        (["task=transfer", "source=nowhere.csv"], "task=transfer with source= and without out; expected a folder to write; give out=PATH"),
+        (["task=transfer", "source=nowhere.csv", "out=there"], "source=nowhere.csv "),
     ],
 )
 def test_what_is_refused(arguments: list[str], line: str, crystal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
