@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from crystal.mup.sweep import from_csv
+from tests.test_resume import wait_until
 
 WIDTHS, FACTORS, SEEDS = (32, 64), (0.1, 0.2, 0.4), (1, 2)
 
@@ -168,3 +174,27 @@ def test_slurm_where_there_is_none(crystal, tmp_path: Path, monkeypatch: pytest.
     finished = crystal("-m", "sweep=lr", "hydra/launcher=submitit_slurm")
     assert (finished.status, list(tmp_path.iterdir())) == (2, [])
     assert finished.err.startswith("error: hydra/launcher=submitit_slurm without srun and sbatch; expected Slurm; ")
+
+
+def in_session(leader: int) -> list[Path]:
+    """The processes that still run in a session (Linux)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            found += [stat] if stat.read_text().rpartition(")")[2].split()[3] == str(leader) else []
+    return found
+
+
+def test_sigterm_stops_the_points_too(sweep, tmp_path: Path) -> None:
+    longer = [f"run.dir={tmp_path / 'points'}", "tokens=3000000", f"hydra.sweep.dir={tmp_path / 'hydra'}", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, "-m", "crystal", *changed(sweep[0], *longer)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(process, lambda: any(path.stat().st_size for path in tmp_path.glob("points/mup/*/metrics.jsonl")))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "stopped; the same command goes on from what is done")
+    for _ in range(300):
+        if in_session(process.pid) == []:
+            break
+        time.sleep(0.1)
+    assert in_session(process.pid) == []
