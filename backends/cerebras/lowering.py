@@ -14,6 +14,7 @@ import re
 import resource
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,20 +159,17 @@ def main(step: Path, found: Path) -> None:
         trace(told, artifacts)
         verdict = read_module(artifacts, config, len(shapes))
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:  # what tracing raises for what it does not support
+        traceback.print_exc()  # whole, in log.txt
         verdict = {"operations": {}, "state_bytes": 0, "wrong": [_raised(error)]}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found.write_text(json.dumps(verdict | {"parameters": sum(shapes), "seconds": time.perf_counter() - t0, "memory_bytes": memory}))
 
 
 def _raised(error: Exception) -> str:
-    frames = []
-    at = error.__traceback__
-    while at is not None:
-        frames.append((at.tb_frame.f_code.co_filename, at.tb_lineno, at.tb_frame.f_code.co_name))
-        at = at.tb_next
-    ours = [frame for frame in frames if "site-packages" not in frame[0]]
-    where = " at {}:{} ({})".format(*ours[-1]) if ours else ""
-    return f"{str(error).strip().splitlines()[0]}{where}"
+    """What tracing raised, and the innermost line of our own under it."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{said} at {ours[-1].filename}:{ours[-1].lineno} ({ours[-1].name})"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Optimum:
-    """Of one width. Values are the swept key's; intervals hold 95 % of the resamples over seeds, nan with one seed."""
+    """Of one width. Values are the swept key's; intervals hold at least 95 % of the resamples over seeds, nan with one seed."""
 
     width: int
     value: float
@@ -152,9 +152,9 @@ def _optima(curves: dict[int, Curve], source: int, notch: float) -> dict[int, Op
         x, y = curve.vertex()
         drawn_x, drawn_prices = np.array([(curve.vertex(draw)[0], curve.price(at, notch, draw)) for draw in drawn]).T
         optima[width] = Optimum(
-            width, math.exp(x), _interval(np.exp(drawn_x)), y, bool(curve.x_V[0] < x < curve.x_V[-1]),
-            (x - at) / notch, _interval((drawn_x - drawn_at) / notch),
-            curve.price(at, notch), _interval(drawn_prices), curve.measured(at, notch) is not None,
+            width, math.exp(x), interval(np.exp(drawn_x)), y, bool(curve.x_V[0] < x < curve.x_V[-1]),
+            (x - at) / notch, interval((drawn_x - drawn_at) / notch),
+            curve.price(at, notch), interval(drawn_prices), curve.measured(at, notch) is not None,
         )  # fmt: skip
     return optima
 
@@ -237,8 +237,10 @@ def log_grid(values: Sequence[float]) -> list[float]:
     return [best.get(n, values[0] * (best[last] / values[0]) ** (n / max(last, 1))) for n in range(last + 1)]
 
 
-def _interval(drawn_R: Array) -> Interval:
+def interval(drawn_R: Array) -> Interval:
+    """(low, high) that hold at least 95 % of the draws; nan with one."""
     if len(drawn_R) == 1:
         return math.nan, math.nan
-    low, high = np.quantile(drawn_R, (0.025, 0.975), method="nearest")  # between two, an infinite one would spoil both
+    # Not between two draws: an infinite one would spoil both, and few seeds make the interval too narrow as it is.
+    low, high = np.quantile(drawn_R, 0.025, method="lower"), np.quantile(drawn_R, 0.975, method="higher")
     return float(low), float(high)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from crystal.mup.transfer import MAX_DRIFT, MAX_PRICE, Interval, Optimum, Transfer
 
@@ -63,7 +63,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def span(interval: Interval, shown) -> str:  # type: ignore[no-untyped-def]
+def span(interval: Interval, shown: Callable[[float], str]) -> str:
     """An interval, or a dash where there is none."""
     return "—" if any(map(math.isnan, interval)) else " to ".join(map(shown, interval))
 
@@ -96,8 +96,8 @@ def markdown(outcomes: Sequence[Transfer], provenance: str) -> str:
     parts += [
         "## How to read it",
         "The optimum is the vertex of the parabola, in the logarithm, through the best value and its two neighbours, each the mean over "
-        "the seeds; beside a value that diverged, it is the best value itself. The intervals hold 95 % of the resamples over seeds, the "
-        "same for all widths. With three seeds that is too narrow: on made-up sweeps they held the truth in about 70 % of cases.",
+        "the seeds; beside a value that diverged, it is the best value itself. The intervals hold at least 95 % of the resamples over "
+        "seeds, the same for all widths. With three seeds that is too narrow: on made-up sweeps they held the truth in about 70 % of cases.",
         "A width transfers where all optima lie inside the grid and its own, this very value, costs every wider width at most "
         f"{100 * MAX_PRICE:g} % of that one's best loss. The narrowest width that does is taken; two must be wider. A cost is measured "
         "where that value was run, else read off a parabola through three grid points. "
