@@ -97,7 +97,7 @@ def markdown(outcomes: Sequence[Transfer], provenance: str) -> str:
         "## How to read it",
         "The optimum is the vertex of the parabola, in the logarithm, through the best value and its two neighbours, each the mean over "
         "the seeds; beside a value that diverged, it is the best value itself. The intervals hold at least 95 % of the resamples over "
-        "seeds, the same for all widths. With three seeds that is too narrow: on made-up sweeps they held the truth in about 70 % of cases.",
+        "seeds, the same for all widths. With three seeds that is too narrow: made-up sweeps had the truth inside in about 70 % of cases.",
         "A width transfers where all optima lie inside the grid and its own, this very value, costs every wider width at most "
         f"{100 * MAX_PRICE:g} % of that one's best loss. The narrowest width that does is taken; two must be wider. A cost is measured "
         "where that value was run, else read off a parabola through three grid points. "
