@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crystal.checkpoint import write_tensors
+from crystal.checkpoint import read_optimizer, read_weights, write_tensors
 from crystal.config import require, require_positive
 from crystal.data.loader import Batch
-from crystal.engine import Metrics, TrainSpec
+from crystal.engine import LocalBackend, LocalEngine, Metrics, TrainSpec
 from crystal.machine import usable_cores
 from crystal.model.init import initialise
 from crystal.model.transformer import Transformer
@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
 
 
 @dataclass
-class CpuBackend:
+class CpuBackend(LocalBackend):
     """The processor as configured.
 
     threads: null takes OMP_NUM_THREADS, otherwise every core this process may use. dtype: of the matrix products; auto probes the
@@ -97,7 +97,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - t0
 
 
-class CpuEngine:
+class CpuEngine(LocalEngine):
     """See crystal/engine.py: Engine."""
 
     def __init__(self, spec: TrainSpec, *, dtype: str, threads: int) -> None:
@@ -112,7 +112,7 @@ class CpuEngine:
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
-    def feed(self, batches: Iterable[Batch], n_steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def feed(self, batches: Iterable[Batch], n_steps: int, *, save_every: int = 1) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for _, batch in zip(range(n_steps), batches, strict=False):
             yield tuple(map(torch.from_numpy, (batch.inputs_BT, batch.labels_BT, batch.mask_BT)))  # type: ignore[misc]
 
@@ -143,9 +143,9 @@ class CpuEngine:
         write_tensors(folder / "optimizer.pt", {"step_count": self.step_count, "adamw": named_state(self.optimizer)})
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
-        self.model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+        self.model.load_state_dict(read_weights(folder))
         if optimizer:
-            saved = torch.load(folder / "optimizer.pt", weights_only=True)
+            saved = read_optimizer(folder)
             self.step_count = saved["step_count"]
             for name, parameter in self.model.named_parameters():
                 self.optimizer.state[parameter] = saved["adamw"].get(name, {})

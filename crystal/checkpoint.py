@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from crystal import mdl
 from crystal.config import ModelConfig, UserError, require
 from crystal.engine import Engine
 
 COMPLETE = "COMPLETE"
+MDL = "checkpoint.mdl"  # of the Cerebras backend, in place of weights.pt and optimizer.pt
 DAMAGED = "the file is damaged: take another checkpoint; a run goes on from the one before when this folder is deleted"
 
 
@@ -65,10 +68,15 @@ def whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def seal(folder: Path, state: dict[str, Any], *, tokenizer: Path) -> None:
     """Make a folder that holds an engine's tensors a checkpoint: add `state`, the tokenizer and COMPLETE."""
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    describe(folder, state, tokenizer=tokenizer)
     sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
     (folder / COMPLETE).write_text(json.dumps(sums, indent=2) + "\n")
+
+
+def describe(folder: Path, state: dict[str, Any], *, tokenizer: Path) -> None:
+    """Add `state` and the tokenizer to a folder."""
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
 
 
 def write_tensors(path: Path, value: Any) -> None:
@@ -78,6 +86,23 @@ def write_tensors(path: Path, value: Any) -> None:
             torch.save(value, file)
         except RuntimeError as error:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights by Crystal's names, float32, whichever backend wrote it."""
+    if (folder / MDL).exists():
+        return {name: tensor.read() for name, tensor in mdl.weights_in(folder / MDL).items()}
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def read_optimizer(folder: Path) -> dict[str, Any]:
+    """{"step_count": updates in its stage, "adamw": {parameter's name: {"step", "exp_avg", "exp_avg_sq"}}}; empty before any update."""
+    if (folder / MDL).exists():
+        kept = mdl.optimizer_in(folder / MDL)
+        assert kept is not None, "refused before, by its weights_only"
+        states = kept["adamw"].items()
+        return kept | {"adamw": {name: {key: tensor.read() for key, tensor in state.items()} for name, state in states}}
+    return torch.load(folder / "optimizer.pt", weights_only=True)
 
 
 def latest(root: Path) -> Path | None:

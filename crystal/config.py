@@ -159,13 +159,17 @@ class AdamWConfig:
 
 @dataclass
 class DataConfig:
-    """Where documents come from and where the prepared rows go."""
+    """Where documents come from and where the prepared rows go.
+
+    format: "documents" for what `readers` read; "hdf5" for rows that files below `root` hold already, which stay there.
+    """
 
     name: str
     label: str
     out: str
     readers: dict[str, Any]
     vocab_size: int
+    format: str = "documents"
     tokenizer: str | None = None
     root: str | None = None
     harvest: dict[str, Any] | None = None
@@ -183,12 +187,12 @@ class DataConfig:
             "error or redistribute",
             "mend data.empty_source",
         )
-        require(
-            self.harvest is not None or self.root is not None,
-            f"data={self.name} without data.root",
-            "the folder that holds slimpajama/ and starcoderdata/",
-            "give data.root=DIR",
-        )
+        require(self.format in ("documents", "hdf5"), f"data.format={self.format}", "documents or hdf5", "mend data.format")
+        holds = {"documents": "slimpajama/ and starcoderdata/", "hdf5": "*.h5, or folders of them"}[self.format]
+        given = self.root is not None or (self.harvest is not None and self.format == "documents")
+        require(given, f"data={self.name} without data.root", f"the folder that holds {holds}", "give data.root=DIR")
+        made = self.tokenizer is not None or self.format == "documents"
+        require(made, f"data={self.name} without data.tokenizer", "the tokenizer.json of the files", "give data.tokenizer=FILE")
 
 
 @dataclass(frozen=True)
@@ -213,11 +217,13 @@ class EvalConfig:
     batch_size: int = 41
     timeout_s: float = 3.0
     seed: int = 1
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         counts = ("max_new_tokens", "n_samples", "batch_size", "timeout_s")
         require_positive("eval", {key: getattr(self, key) for key in counts})
         require(self.temperature >= 0, f"eval.temperature={self.temperature}", "0 (greedy) or more", "CrystalCoder used 0.2")
+        require(self.device in ("auto", "cpu", "cuda"), f"eval.device={self.device}", "auto, cpu or cuda", "mend eval.device")
         require(0 < self.top_p <= 1, f"eval.top_p={self.top_p}", "a share above 0 and at most 1", "1 keeps every token")
 
     @property

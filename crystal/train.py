@@ -35,7 +35,7 @@ class Diverged(UserError):
             f"stage {stage} diverged: loss and gradient norm at step {step} are {total} in sum; expected finite numbers; "
             "lower scale.lr_factor and start in another run.dir"
         )
-        self.step = step
+        self.stage, self.step, self.total = stage, step, total
 
 
 @dataclass(frozen=True)
@@ -55,46 +55,60 @@ def train(
     n_steps: int,
     cadence: Cadence,
     metrics: Metrics,
-    validate: Validate,
+    validate: Validate | None,
     save: Save,
     pending: list[float],
 ) -> None:
     """Take `engine` from the step it is at to `n_steps`.
 
-    `validate()` returns the values of a validation record, `save(pending)` writes a checkpoint with the losses not yet logged.
-    Raises Stopped after a signal, Diverged where the loss is not finite, and then the last record says so.
+    `validate()` returns the values of a validation record (None: there will be none), `save(pending)` writes a checkpoint with the losses
+    not yet logged. Raises Stopped after a signal, Diverged where the loss is not finite, and then the last record says so.
     """
     first, tokens_per_step = engine.step_count, loader.batch_rows * loader.prepared.seq_len
     batches = loader.batches(first * loader.batch_rows, n_steps - first)
     losses: list[Tensor | float] = list(pending)
+    stopped = False
 
     def log(result: StepMetrics, step: int) -> float:
         loss, norm = sum(map(float, losses)) / len(losses), float(result.grad_norm)
         losses.clear()
-        told = {"tokens": step * tokens_per_step, "loss": loss, "lr": result.lr, "grad_norm": norm}
+        told = {"tokens": step * tokens_per_step, "loss": loss, "lr": float(result.lr), "grad_norm": norm}
         metrics.log("train", step, told | {"tokens_per_s": progress.rate(step), "elapsed_s": time.monotonic() - progress.t0})
         if not math.isfinite(loss + norm):
             raise Diverged(stage, step, loss + norm)
         return loss
 
-    with stop_requests() as stop, Progress(stage=stage, n_steps=n_steps, step=first, tokens_per_step=tokens_per_step) as progress:
-        for batch in engine.feed(batches, n_steps - first):
-            result = engine.step(batch)
-            losses.append(result.loss)
-            step, last, stopping = engine.step_count, engine.step_count == n_steps, bool(stop)
+    def after(result: StepMetrics) -> None:
+        step, last = engine.step_count, engine.step_count == n_steps
+        losses.append(result.loss)
+        if last or step % cadence.log_every == 0:
+            progress.show(step, log(result, step))
+        if validate is not None and (last or step % cadence.valid_every == 0):
+            metrics.log("valid", step, {"tokens": step * tokens_per_step} | validate())
 
-            if last or step % cadence.log_every == 0:
-                progress.show(step, log(result, step))
-            if last or step % cadence.valid_every == 0:
-                metrics.log("valid", step, {"tokens": step * tokens_per_step} | validate())
-            if last or stopping or step % cadence.save_every == 0:
-                unlogged = [float(loss) for loss in losses]
-                if not math.isfinite(sum(unlogged) + float(result.grad_norm)):  # never saved
-                    log(result, step)
-                metrics.sync()
-                save(unlogged)
-            if stopping:
+    def save_if_due(result: StepMetrics) -> None:
+        nonlocal stopped
+        step, stopped = engine.step_count, bool(stop)
+        if step == n_steps or stopped or step % cadence.save_every == 0:
+            unlogged = [float(loss) for loss in losses]
+            if not math.isfinite(sum(unlogged) + float(result.grad_norm)):  # never saved
+                log(result, step)
+            metrics.sync()
+            save(unlogged)
+
+    with stop_requests() as stop, Progress(stage=stage, n_steps=n_steps, step=first, tokens_per_step=tokens_per_step) as progress:
+        after_step, checkpoint = engine.step_closure(after), engine.checkpoint_closure(save_if_due)
+
+        @engine.trace
+        def step(batch: Any) -> None:
+            result = engine.step(batch)
+            after_step(result)
+            checkpoint(result)
+
+        for batch in engine.feed(batches, n_steps - first, save_every=cadence.save_every):
+            if stopped:
                 break
+            step(batch)
         if stop:
             raise Stopped
 

@@ -23,7 +23,7 @@ from crystal.model.cost import train_flops_per_token
 from crystal.mup.options import CoordCheckConfig, sized
 from crystal.runlog import clock, write_text
 from stages.out import refuse_unwritable
-from stages.tasks import chosen_backend
+from stages.tasks import local_backend
 
 if TYPE_CHECKING:
     from crystal.mup.coordcheck import Record
@@ -35,7 +35,11 @@ def coordcheck(config: Config) -> None:
     options = coordcheck_options(config)
     models, out = compared_models(config.model, options), Path(config.out or f"{config.run.dir}/coordcheck-{options.over}")
     refuse_unwritable(out, "matplotlib", "PIL")
-    backend = chosen_backend(config)
+    name = config.backend["name"]
+    require(
+        name != "cerebras", f"task=coordcheck with backend={name}", "a backend whose weights can be looked at", "give backend=cpu or cuda"
+    )
+    backend = local_backend(config)
     if config.dry_run:
         return print(f"{cost_of(models, options, backend.flops_per_s())} into {out}")
     from crystal.mup.coordcheck import Mode, Trial, fixed_batch, run_trial

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from crystal import checkpoint
 from crystal.config import Config, UserError
 from crystal.data.loader import Batch, Loader, resolve_entries, to_batch
 from crystal.data.shards import Prepared
-from crystal.engine import Backend, Engine, TrainSpec
+from crystal.engine import Backend, Engine, LocalBackend, LocalEngine, TrainSpec
 from crystal.mup.plan import derive
 from crystal.runlog import Metrics, open_sinks, read_json, write_json
 from crystal.train import Cadence, Diverged, train
+from stages.elsewhere import train_elsewhere
 from stages.recipes import Recipe, recipe
 from stages.record import (
     keep_numbers,
@@ -48,6 +50,7 @@ class Run:
     backend: Backend
     prepared: Prepared
     command: list[str]
+    scorer: LocalBackend  # where checkpoints are scored, and validated when the backend is none of this process
 
     @property
     def folder(self) -> Path:
@@ -93,7 +96,7 @@ class StageRun:
             )
         if not (self.folder / "scores" / "baselines.json").exists():
             write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
-        score_checkpoint(last, self.run.config.eval, out=self.folder / "scores", device=self.run.backend.name)
+        score_checkpoint(last, self.run.config.eval, out=self.folder / "scores", device=self.run.scorer.name)
 
     def _train_or_diverge(self, summary: Path) -> None:
         """Train; that a point of a sweep diverges is its result."""
@@ -106,23 +109,28 @@ class StageRun:
             print(f"{self.run.folder}: diverged at step {error.step:,} of {self.recipe.n_steps:,}, which counts as an infinite loss")
 
     def _train(self) -> None:
+        """Train to the end, wherever the backend can be built, and write the summary."""
+        keep_numbers(self.folder / "numbers.json", stage_numbers(self.run.config, self.recipe.stage))
+        there = self.run.backend.environment()
+        if there is None:
+            self.train_here()
+        else:
+            train_elsewhere(there, self.run.folder, self.name)
+            self._validate_last()
+        self._summarise()
+
+    def train_here(self) -> None:
+        """Train in this process, from the newest checkpoint or the stage's beginning."""
         config, prepared, made = self.run.config, self.run.prepared, self.recipe
-        source = source_of(config, made.stage)
-        entries, redistributed = resolve_entries(made.entries, prepared, empty_source=config.data.empty_source)
-        loader = Loader(
-            prepared, entries, seed=config.run.seed, batch_rows=config.scale.batch_rows,
-            fim_rate=made.stage.fim.rate, spm_rate=made.stage.fim.spm_rate,
-        )  # fmt: skip
-        keep_numbers(self.folder / "numbers.json", stage_numbers(config, made.stage))
-        spec = TrainSpec(config.model, derive(config.model), config.optim, made.schedule, config.scale.batch_rows, config.run.seed)
-        engine = self.run.backend.build(spec, before=read_json(self.run.folder / "run.json", {}))
-        pending = self._take_up(engine, loader, source)
+        loader, redistributed = self._loader()
+        engine = self.run.backend.build(self._spec(), before=read_json(self.run.folder / "run.json", {}))
+        pending = self._take_up(engine, loader, source_of(config, made.stage))
         write_run_record(self.run.folder, config, engine.facts(), prepared.manifest, self.run.command)
         self._announce(loader, redistributed, engine)
-        sinks = open_sinks(config.run.sinks, self.run.folder)
-        metrics = Metrics(self.metrics, stage=self.name, step=engine.step_count, sinks=sinks)
+        metrics = self._metrics(engine.step_count)
         state = {
-            "stage": self.name, "seed": config.run.seed, "model": asdict(config.model), "facts": engine.facts(), "data": loader.identity(),
+            "stage": self.name, "seed": config.run.seed, "model": asdict(config.model), "optim": asdict(config.optim),
+            "facts": engine.facts(), "data": loader.identity(),
         }  # fmt: skip
 
         def save(pending: list[float]) -> None:
@@ -133,11 +141,37 @@ class StageRun:
             train(
                 engine, loader, stage=self.name, n_steps=made.n_steps, metrics=metrics, pending=pending, save=save,
                 cadence=Cadence(config.scale.log_every, config.scale.valid_every, config.scale.save_every),
-                validate=lambda: validate(engine, prepared),
+                validate=(lambda: validate(engine, prepared)) if isinstance(engine, LocalEngine) else None,
             )  # fmt: skip
         finally:
             metrics.close()
-        self._summarise(loader, redistributed, source)
+
+    def _loader(self) -> tuple[Loader, list[str]]:
+        """The stage's loader, and the sources without rows, whose weight went to the others."""
+        config, made = self.run.config, self.recipe
+        entries, redistributed = resolve_entries(made.entries, self.run.prepared, empty_source=config.data.empty_source)
+        loader = Loader(
+            self.run.prepared, entries, seed=config.run.seed, batch_rows=config.scale.batch_rows,
+            fim_rate=made.stage.fim.rate, spm_rate=made.stage.fim.spm_rate,
+        )  # fmt: skip
+        return loader, redistributed
+
+    def _spec(self) -> TrainSpec:
+        config = self.run.config
+        return TrainSpec(config.model, derive(config.model), config.optim, self.recipe.schedule, config.scale.batch_rows, config.run.seed)
+
+    def _metrics(self, step: int) -> Metrics:
+        sinks = open_sinks(self.run.config.run.sinks, self.run.folder)
+        return Metrics(self.metrics, stage=self.name, step=step, sinks=sinks)
+
+    def _validate_last(self) -> None:
+        """Log the validation that an engine elsewhere does not do, from the checkpoint at the end."""
+        last, scorer, n_steps = checkpoint.latest(self.checkpoints), self.run.scorer, self.recipe.n_steps
+        assert last is not None
+        engine = scorer.build(self._spec(), before={})
+        engine.load(last, optimizer=False)
+        with closing(self._metrics(n_steps)) as metrics:
+            metrics.log("valid", n_steps, {"tokens": self.recipe.tokens} | validate(engine, self.run.prepared))
 
     def _take_up(self, engine: Engine, loader: Loader, source: Path | None) -> list[float]:
         """Load this stage's newest checkpoint, else the one it starts from; returns the losses not yet logged."""
@@ -164,8 +198,9 @@ class StageRun:
         if redistributed:
             print(f"  empty, their weight given to the others: {', '.join(redistributed)}")
 
-    def _summarise(self, loader: Loader, redistributed: list[str], source: Path | None) -> None:
-        made, view = self.recipe, self.run.prepared.rows
+    def _summarise(self) -> None:
+        made, view, (loader, redistributed) = self.recipe, self.run.prepared.rows, self._loader()
+        source = source_of(self.run.config, made.stage)
         n_samples = made.n_steps * loader.batch_rows
         samples, epochs = loader.mixture.samples(n_samples), loader.mixture.epochs(n_samples)
         mixture = [
@@ -181,7 +216,7 @@ class StageRun:
         write_json(self.folder / "summary.json", summary)
 
 
-def validate(engine: Engine, prepared: Prepared) -> dict[str, Any]:
+def validate(engine: LocalEngine, prepared: Prepared) -> dict[str, Any]:
     """Loss in nats per token and bits per byte of every held-out source.
 
     Bits per byte = nats per token / ln 2 x tokens / bytes of the held-out documents, so that sources and tokenizers compare.

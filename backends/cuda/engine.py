@@ -16,16 +16,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from backends.cuda.parallel import parallelize
-from crystal.checkpoint import write_tensors
+from crystal.checkpoint import read_optimizer, read_weights, write_tensors
 from crystal.config import require
 from crystal.data.loader import Batch
-from crystal.engine import Metrics, TrainSpec
+from crystal.engine import LocalEngine, Metrics, TrainSpec
 from crystal.model.init import initialise
 from crystal.model.transformer import Transformer
 from crystal.optim import named_state, param_groups, set_lr
 
 
-class ShardedEngine:
+class ShardedEngine(LocalEngine):
     """See crystal/engine.py: Engine."""
 
     def __init__(self, spec: TrainSpec, *, device: torch.device, dtype: torch.dtype, compiled: bool, micro_rows: int | None) -> None:
@@ -49,7 +49,7 @@ class ShardedEngine:
         betas = spec.adamw.beta1, spec.adamw.beta2
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
-    def feed(self, batches: Iterable[Batch], n_steps: int) -> Iterator[tuple[Tensor, ...]]:
+    def feed(self, batches: Iterable[Batch], n_steps: int, *, save_every: int = 1) -> Iterator[tuple[Tensor, ...]]:
         for _, batch in zip(range(n_steps), batches, strict=False):
             yield self._to_device(batch)
 
@@ -93,13 +93,13 @@ class ShardedEngine:
 
     @torch.no_grad()
     def load(self, folder: Path, *, optimizer: bool) -> None:
-        weights = torch.load(folder / "weights.pt", weights_only=True)
+        weights = read_weights(folder)
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
             parameter.copy_(_like(weights[name], parameter, self.device))
         if not optimizer:
             return
-        saved = torch.load(folder / "optimizer.pt", weights_only=True)
+        saved = read_optimizer(folder)
         self.step_count = saved["step_count"]
         for name, state in saved["adamw"].items():
             parameter = parameters[name]

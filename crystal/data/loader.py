@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """inputs_BT, labels_BT: int64; mask_BT: float32, 0 where the label is padding."""
+    """inputs_BT, labels_BT: int64; mask_BT: float32, 0 where the label does not count, such as padding."""
 
     inputs_BT: np.ndarray
     labels_BT: np.ndarray
@@ -47,7 +47,9 @@ class Batch:
 
 
 def to_batch(rows: np.ndarray, pad_id: int) -> Batch:
-    """Rows (B, T + 1) -> inputs, labels shifted by one, mask."""
+    """Rows (B, T + 1) -> inputs, labels shifted by one, mask; rows (B, 3, T) are inputs, mask, labels already."""
+    if rows.ndim == 3:
+        return Batch(rows[:, 0].astype(np.int64), rows[:, 2].astype(np.int64), rows[:, 1].astype(np.float32))
     labels = rows[:, 1:].astype(np.int64)
     return Batch(rows[:, :-1].astype(np.int64), labels, (labels != pad_id).astype(np.float32))
 
@@ -55,14 +57,15 @@ def to_batch(rows: np.ndarray, pad_id: int) -> Batch:
 def resolve_entries(entries: Sequence[Entry], prepared: Prepared, *, empty_source: str = "error") -> tuple[list[Entry], list[str]]:
     """Entries that have rows, and the names of those without, whose weight went to the others in proportion.
 
-    UserError for bad weights, doubled names, a bad slice, FIM on rows without room for it, and, with "error", an entry
-    without rows.
+    On rows that the files hold finished, FIM is done: there an entry's `fim` becomes false. UserError for bad weights, doubled names,
+    a bad slice, FIM on rows without room for it or finished without it, and, with "error", an entry without rows.
     """
     if len({entry.name for entry in entries}) < len(entries):
         raise UserError(f"the mixture's names are {', '.join(e.name for e in entries)}; expected each once; rename an entry")
     check_weights({entry.name: entry.weight for entry in entries})
     for entry in entries:
         _check_entry(entry, prepared)
+    entries = [replace(entry, fim=entry.fim and not prepared.finished) for entry in entries]
     full = [entry for entry in entries if len(prepared.rows(entry.parts, entry.slice))]
     empty = [entry for entry in entries if entry not in full]
     if empty and (empty_source == "error" or not full):
@@ -80,12 +83,15 @@ def _check_entry(entry: Entry, prepared: Prepared) -> None:
     start, end = entry.slice
     if not 0 <= start < end <= 1:
         raise UserError(f"the slice of {entry.name} is {list(entry.slice)}; expected 0 <= start < end <= 1; mend it")
-    for part in prepared.parts(entry.parts):
-        if entry.fim and not prepared.train[part]["fim_room"]:
+    for part in prepared.parts(entry.parts) if entry.fim else ():
+        got = f"the entry {entry.name} has fim: true, but"
+        if prepared.finished and not prepared.train[part]["fim_rows"]:
             raise UserError(
-                f"the entry {entry.name} has fim: true, but {part} is text, packed without room for it; expected code; "
-                "set fim: false or narrow its parts"
+                f"{got} no row of {part} holds <fim_prefix>, and rows of HDF5 files are taken as they are; expected files with "
+                "fill-in-the-middle in them; write them so, or set fim: false"
             )
+        if not prepared.finished and not prepared.train[part]["fim_room"]:
+            raise UserError(f"{got} {part} is text, packed without room for it; expected code; set fim: false or narrow its parts")
 
 
 class Loader:
@@ -121,9 +127,9 @@ class Loader:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def rows(self, first_sample: int, n_rows: int) -> np.ndarray:
-        """Rows of the samples [first_sample, first_sample + n_rows), FIM applied: (n_rows, seq_len + 1)."""
+        """Rows of the samples [first_sample, first_sample + n_rows), FIM applied: (n_rows, *prepared.row_shape)."""
         streams, epochs, rows = self.mixture.locate(np.arange(first_sample, first_sample + n_rows, dtype=np.int64))
-        result = np.empty((n_rows, self.prepared.seq_len + 1), np.int64)
+        result = np.empty((n_rows, *self.prepared.row_shape), np.int64)
         for k in np.unique(streams).tolist():
             here = np.flatnonzero(streams == k)
             result[here] = self._views[k][rows[here]]
@@ -136,11 +142,9 @@ class Loader:
         """The samples [first_sample, first_sample + rows), whatever the rank."""
         return to_batch(self.rows(first_sample, rows), self.prepared.fim_ids.pad)
 
-    def batches(self, samples_seen: int, n_steps: int) -> Generator[Batch, None, None]:
-        """This rank's contiguous cut of `n_steps` global batches, made ahead by a thread; it ends with the iterator."""
-        share = self.batch_rows // self.n_ranks
-        first = samples_seen + self.rank * share
-        return _prefetched(self.batch(first + step * self.batch_rows, share) for step in range(n_steps))
+    def batches(self, samples_seen: int, n_steps: int) -> Batches:
+        """This rank's contiguous cut of `n_steps` global batches."""
+        return Batches(self, samples_seen, n_steps)
 
     def _fim(self, row: np.ndarray, k: int, epoch: int, index: int) -> np.ndarray:
         # The lowest counter word counts the draws themselves; the row and epoch sit above it.
@@ -150,7 +154,22 @@ class Loader:
         return permute_row(row, rate=self.fim_rate, spm_rate=self.spm_rate, rng=rng, ids=self.prepared.fim_ids)
 
 
-def _prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+@dataclass(frozen=True)
+class Batches:
+    """A rank's batches from the global sample `first_sample` on; iterating makes them ahead, by a thread that ends with the iterator."""
+
+    loader: Loader
+    first_sample: int
+    n_steps: int
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        loader = self.loader
+        share = loader.batch_rows // loader.n_ranks
+        first = self.first_sample + loader.rank * share
+        return prefetched(loader.batch(first + step * loader.batch_rows, share) for step in range(self.n_steps))
+
+
+def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
     """The same batches, PREFETCH ahead; an error in the thread is raised at its place in the order."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
     stop = threading.Event()

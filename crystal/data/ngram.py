@@ -2,7 +2,7 @@
 
 Unigram: add-one. Bigram: interpolated Kneser-Ney (Ney, Essen and Kneser 1994; Chen and Goodman 1999), the discount
 D = n1 / (n1 + 2 n2) from the counts, backed by how many words a token follows, itself discounted and backed by uniform.
-The surprise: labels are the stored rows' second column onwards, so a row's first token is context, never a label.
+The surprise: labels are those of a batch, so a row's first token is context, never a label.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-Blocks = Iterable[np.ndarray]  # (rows, T + 1) each
+from crystal.data.loader import to_batch
+
+Blocks = Iterable[np.ndarray]  # rows as `to_batch` takes them
 
 
 def ngram_losses(train: Blocks, valid: Blocks, *, vocab_size: int, pad_id: int, max_train_tokens: int) -> dict[str, Any]:
-    """Mean loss in nats per label that is not padding; None where there is no such label.
+    """Mean loss in nats per label that counts; None where there is no such label.
 
     {"unigram": {"loss"}, "bigram": {"loss"}, "train_tokens", "valid_tokens"}, the counts in labels. The n-grams are
     counted in the first `max_train_tokens` labels of the `train` rows, at about 24 bytes of memory each.
@@ -32,13 +34,13 @@ def ngram_losses(train: Blocks, valid: Blocks, *, vocab_size: int, pad_id: int, 
 
 
 def _pairs(blocks: Blocks, vocab_size: int, pad_id: int, limit: int | None) -> np.ndarray:
-    """Codes previous * vocab_size + label of every label that is not padding, in order."""
+    """Codes previous * vocab_size + label of every label that counts, in order."""
     found, n = [np.empty(0, np.int64)], 0
     for block in blocks:
         if limit is not None and n >= limit:
             break
-        rows = block.astype(np.int64)
-        codes = (rows[:, :-1] * vocab_size + rows[:, 1:])[rows[:, 1:] != pad_id]
+        batch = to_batch(block, pad_id)
+        codes = (batch.inputs_BT * vocab_size + batch.labels_BT)[batch.mask_BT > 0]
         found.append(codes)
         n += len(codes)
     return np.concatenate(found)[:limit]

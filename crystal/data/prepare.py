@@ -19,7 +19,7 @@ import numpy as np
 from crystal.config import UserError
 from crystal.data.pack import CodePacker, Packer, TextPacker
 from crystal.data.readers import Document, Reader
-from crystal.data.shards import FORMAT, Prepared, ShardWriter, row_dtype
+from crystal.data.shards import FORMAT, Prepared, ShardWriter, read_manifest, row_dtype
 from crystal.data.tokenizer import ADDED_TOKENS, FIM_PAD, Tokenizer, load_tokenizer, train_tokenizer
 from crystal.runlog import write_json
 
@@ -50,17 +50,23 @@ def prepare(
         "valid_rows": valid_rows,
         "readers": [reader.identity() for reader in readers],
     }
+    make_whole(out, spec, lambda folder: _write(folder, readers, spec, tokenizer, label, progress), progress)
+    return Prepared.open(out, verify=False)
+
+
+def make_whole(out: Path, spec: dict[str, Any], write: Callable[[Path], None], progress: Callable[[str], None]) -> None:
+    """Have `write(folder)` make the data and move it to `out` when it is complete; or find data of the same `spec` there."""
     existing = _existing(out, spec)
     if existing is not None:
-        progress(f"{out}: prepared before, {_tokens(existing.train)} train tokens")
-        return existing
+        progress(f"{out}: prepared before, {_tokens(existing['train'])} train tokens")
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write(temporary, readers, spec, tokenizer, label, progress)
-        return _moved(temporary, out, spec)
+        write(temporary)
+        _move(temporary, out, spec)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -74,17 +80,17 @@ def _check_settings(seq_len: int, holdout: float, valid_rows: int) -> None:
         raise UserError(f"valid_rows is {valid_rows}; expected 0 or more; mend data.valid_rows")
 
 
-def _existing(out: Path, spec: dict[str, Any]) -> Prepared | None:
+def _existing(out: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    prepared = Prepared.open(out, verify=False)
-    differences = list(_differences(prepared.manifest["spec"], spec, "spec"))
+    manifest = read_manifest(out)
+    differences = list(_differences(manifest["spec"], spec, "spec"))
     if differences:
         raise UserError(
             f"{out} holds data prepared otherwise ({', '.join(differences[:3])}); expected the same settings and files; "
             "set another data.out, or delete the folder"
         )
-    return prepared
+    return manifest
 
 
 def _differences(got: Any, expected: Any, key: str) -> Iterator[str]:
@@ -102,16 +108,13 @@ def _short(value: Any) -> str:
     return f"{len(value)} entries" if isinstance(value, dict | list) else repr(value)
 
 
-def _moved(temporary: Path, out: Path, spec: dict[str, Any]) -> Prepared:
+def _move(temporary: Path, out: Path, spec: dict[str, Any]) -> None:
     try:
         os.replace(temporary, out)
     except OSError:
         # Another process was first: its folder serves if it is the same data.
-        existing = _existing(out, spec)
-        if existing is None:
+        if _existing(out, spec) is None:
             raise
-        return existing
-    return Prepared.open(out, verify=False)
 
 
 def _write(
@@ -123,25 +126,37 @@ def _write(
         texts = _sample(readers, spec["holdout"])
         progress(f"training a tokenizer of {vocab_size} ids on {sum(map(len, texts)) / 1e6:.1f} M characters")
         train_tokenizer(texts, vocab_size, path)
+        tokenizer = load_tokenizer(path)
     else:
-        shutil.copyfile(source, path)
-    tokenizer = load_tokenizer(path)
+        tokenizer = copied_tokenizer(source, path, vocab_size)
+    sinks = _Sinks(folder, tokenizer, spec)
+    for reader in readers:
+        _encode(reader, sinks, spec["holdout"], progress)
+    write_manifest(folder, spec, label, tokenizer, sinks.close())
+
+
+def copied_tokenizer(source: Path, path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer `source`, copied to `path`; UserError where it has more than `vocab_size` ids."""
+    tokenizer = load_tokenizer(source)
     if tokenizer.n_ids > vocab_size:
         raise UserError(
             f"the tokenizer {source} has {tokenizer.n_ids} ids; expected at most vocab_size {vocab_size}; raise data.vocab_size"
         )
-    sinks = _Sinks(folder, tokenizer, spec)
-    for reader in readers:
-        _encode(reader, sinks, spec["holdout"], progress)
+    shutil.copyfile(source, path)
+    return tokenizer
+
+
+def write_manifest(folder: Path, spec: dict[str, Any], label: str, tokenizer: Tokenizer, more: dict[str, Any]) -> None:
+    """`more`: the entries of each part under "train" and "valid", and where the shards are if elsewhere."""
     manifest = {
         "format": FORMAT,
         "spec": spec,
         "label": label,
         "eos_id": tokenizer.eos_id,
-        "vocab_size": vocab_size,
+        "vocab_size": spec["vocab_size"],
         "tokenizer_sha256": tokenizer.sha256,
         "special": {name: tokenizer.special[name] for name in ADDED_TOKENS},
-        **sinks.close(),
+        **more,
     }
     write_json(folder / "manifest.json", manifest)
 

@@ -2,7 +2,7 @@
 
 The surprise: a shard's crc32 is of its rows' bytes, not of the file, so it is known while writing; the header
 is covered by the checks of size and shape. manifest.json is written last: its presence says that the folder is
-complete.
+complete. It may instead name HDF5 files elsewhere (`adopt.py`), whose rows are finished: ids, loss mask and labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from crystal.config import UserError
+from crystal.config import UserError, require
+from crystal.data import hdf5
 from crystal.data.fim import FimIds
 
 FORMAT = 1
@@ -97,10 +98,10 @@ def _header(rows: int, width: int, dtype: np.dtype) -> bytes:
 
 
 class RowView:
-    """Rows of several shards as one sequence: `len(view)`, `view[indices]` -> (n, width), in the shards' dtype."""
+    """Rows of several shards as one sequence: `len(view)`, `view[indices]` -> (n, *row_shape), in the shards' dtype."""
 
-    def __init__(self, pieces: Sequence[np.ndarray], width: int, dtype: np.dtype) -> None:
-        self._pieces, self._width, self._dtype = list(pieces), width, dtype
+    def __init__(self, pieces: Sequence[np.ndarray | hdf5.Hdf5Rows], row_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._pieces, self._row_shape, self._dtype = list(pieces), row_shape, dtype
         self._ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class RowView:
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"row indices outside [0, {len(self)})")
-        result = np.empty((len(indices), self._width), self._dtype)
+        result = np.empty((len(indices), *self._row_shape), self._dtype)
         piece_of = np.searchsorted(self._ends, indices, side="right")
         for k in np.unique(piece_of).tolist():
             here = np.flatnonzero(piece_of == k)
@@ -121,7 +122,10 @@ class RowView:
 
 
 class Prepared:
-    """A folder of prepared data; open it with `Prepared.open`."""
+    """A folder of prepared data; open it with `Prepared.open`.
+
+    A row is seq_len + 1 ids; or `finished`: (3, seq_len) ids, loss mask and labels, as a file below `root` holds them.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
@@ -130,6 +134,10 @@ class Prepared:
         self.vocab_size: int = manifest["vocab_size"]
         self.special: dict[str, int] = manifest["special"]
         self.seq_len: int = manifest["spec"]["seq_len"]
+        self.finished = "root" in manifest
+        self.root = Path(manifest.get("root", folder))
+        self.row_shape = (3, self.seq_len) if self.finished else (self.seq_len + 1,)
+        self.dtype = np.dtype(np.int32) if self.finished else row_dtype(self.vocab_size)
         self.fim_ids = FimIds.of(self.special, self.eos_id)
         self.train: dict[str, dict[str, Any]] = manifest["train"]
         self.valid: dict[str, dict[str, Any]] = manifest["valid"]
@@ -138,11 +146,10 @@ class Prepared:
     def open(cls, folder: str | Path, *, verify: bool) -> Prepared:
         """Check that every shard is there with its size, and its crc32 too if `verify`; UserError naming the file."""
         folder = Path(folder)
-        prepared = cls(folder, _manifest(folder))
-        for group in (prepared.train, prepared.valid):
-            for entry in group.values():
-                for shard in entry["shards"]:
-                    prepared._check(shard, verify)
+        prepared = cls(folder, read_manifest(folder))
+        entries = (*prepared.train.values(), *prepared.valid.values())  # of finished rows, both sides are in the same files
+        for shard in {shard["file"]: shard for entry in entries for shard in entry["shards"]}.values():
+            prepared._check(shard, verify)
         return prepared
 
     @property
@@ -155,45 +162,58 @@ class Prepared:
 
     def rows(self, pattern: str, part_slice: tuple[float, float] = (0.0, 1.0)) -> RowView:
         """Train rows of the parts that `pattern` selects; of each part the share [start, end) of its rows."""
-        pieces = []
+        pieces: list[np.ndarray | hdf5.Hdf5Rows] = []
         for name in self.parts(pattern):
-            n_rows = self.train[name]["rows"]
-            start, end = (round(share * n_rows) for share in part_slice)
-            pieces += self._pieces(self.train[name]["shards"], start, end)
-        return RowView(pieces, self.seq_len + 1, row_dtype(self.vocab_size))
+            start, end = (round(share * self.train[name]["rows"]) for share in part_slice)
+            pieces += self._pieces(self.train[name], start, end)
+        return RowView(pieces, self.row_shape, self.dtype)
 
     def valid_rows(self, source: str) -> RowView:
         """All validation rows of one source."""
         entry = self.valid[source]
-        return RowView(self._pieces(entry["shards"], 0, entry["rows"]), self.seq_len + 1, row_dtype(self.vocab_size))
+        return RowView(self._pieces(entry, 0, entry["rows"]), self.row_shape, self.dtype)
 
     def fingerprint(self) -> str:
         """sha256 over the train shards' names, sizes and checksums: the same rows in the same place."""
         lines = [f"{s['file']} {s['bytes']} {s['crc32']}" for entry in self.train.values() for s in entry["shards"]]
+        if self.finished:  # how much of the files is trained on, and how a corpus is cut, is in no checksum
+            lines += [f"{name} {entry['rows']} {self.seq_len}" for name, entry in self.train.items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def _pieces(self, shards: list[dict[str, Any]], start: int, end: int) -> list[np.ndarray]:
+    def _pieces(self, entry: dict[str, Any], start: int, end: int) -> list[Any]:
+        if self.finished:
+            files = tuple(str(self.root / shard["file"]) for shard in entry["shards"])
+            lengths = tuple(shard["length"] for shard in entry["shards"])
+            first = entry["first_row"]
+            return [hdf5.Hdf5Rows(files, lengths, entry["corpus"], self.seq_len, self.vocab_size, first + start, first + end)]
         pieces, first = [], 0
-        for shard in shards:
+        for shard in entry["shards"]:
             low, high = max(start - first, 0), min(end - first, shard["rows"])
             if low < high:
-                pieces.append(np.load(self.folder / shard["file"], mmap_mode="r")[low:high])
+                pieces.append(np.load(self.root / shard["file"], mmap_mode="r")[low:high])
             first += shard["rows"]
         return pieces
 
     def _check(self, shard: dict[str, Any], verify: bool) -> None:
-        path, shape = self.folder / shard["file"], (shard["rows"], self.seq_len + 1)
+        path = self.root / shard["file"]
+        remedy = f"fetch it again, or delete {self.folder} to take it as it is now" if self.finished else REMEDY
         if not path.is_file():
-            raise UserError(f"{path} is missing; expected {shard['bytes']} bytes; {REMEDY}")
+            raise UserError(f"{path} is missing; expected {shard['bytes']} bytes; {remedy}")
         if path.stat().st_size != shard["bytes"]:
-            raise UserError(f"{path} has {path.stat().st_size} bytes; expected {shard['bytes']}; {REMEDY}")
-        if verify:
-            try:
-                rows = np.load(path, mmap_mode="r")
-            except ValueError as error:
-                raise UserError(f"{path} is corrupt ({error}); expected an .npy file; {REMEDY}") from error
-            if rows.shape != shape or rows.dtype != row_dtype(self.vocab_size) or _crc32(rows) != shard["crc32"]:
-                raise UserError(f"{path} is corrupt; expected {shape} rows with crc32 {shard['crc32']}; {REMEDY}")
+            raise UserError(f"{path} has {path.stat().st_size} bytes; expected {shard['bytes']}; {remedy}")
+        if verify and self.finished:
+            require(hdf5.crc32(path) == shard["crc32"], f"{path} has changed", f"the bytes of crc32 {shard['crc32']}", remedy)
+        elif verify:
+            _verify_npy(path, (shard["rows"], *self.row_shape), self.dtype, shard["crc32"])
+
+
+def _verify_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype, crc32: int) -> None:
+    try:
+        rows = np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise UserError(f"{path} is corrupt ({error}); expected an .npy file; {REMEDY}") from error
+    if rows.shape != shape or rows.dtype != dtype or _crc32(rows) != crc32:
+        raise UserError(f"{path} is corrupt; expected {shape} rows with crc32 {crc32}; {REMEDY}")
 
 
 def _crc32(rows: np.ndarray) -> int:
@@ -203,7 +223,8 @@ def _crc32(rows: np.ndarray) -> int:
     return crc
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of prepared data; UserError where there is none, or not a whole one."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())

@@ -66,6 +66,13 @@ class Tokenizer:
         """The text of `ids`. LLaMA's own file strips one leading space, which is its dummy prefix."""
         return str(self._inner.decode([int(i) for i in ids], skip_special_tokens=skip_special))
 
+    def text_bytes(self) -> np.ndarray:
+        """How many bytes of text each id stands for, int64 (n_ids,): none for special tokens."""
+        pieces = [self._inner.id_to_token(i) for i in range(self.n_ids)]
+        sizes = [1 if piece in BYTE_TOKENS else len(piece.replace(SPACE, " ").encode()) for piece in pieces]
+        sizes = [0 if piece in self.special else size for piece, size in zip(pieces, sizes, strict=True)]
+        return np.array(sizes, np.int64)
+
     def to_json(self) -> str:
         """A tokenizer.json that gives other programs the same ids: with the 18 tokens, and nothing put before a text."""
         content = json.loads(self._inner.to_str())

@@ -1,12 +1,12 @@
 """Initial weights: every parameter drawn from its own generator, seeded by (seed, name).
 
-So a parameter's values do not depend on the order of creation, on the device count, or on other parameters being there.
+So a parameter's values do not depend on the order of creation, on the device count, or on other parameters being there. The surprise:
+normals are cut off by drawing again, here, because torch's `trunc_normal_` gives other values in 2.4 than in 2.13.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 
 import torch
@@ -28,11 +28,14 @@ def initialise(model: nn.Module, *, stds: Mapping[str, float], cut_stds: float, 
     for name, parameter in model.named_parameters():
         std = stds[name]
         if std > 0:
-            values, generator = torch.empty(parameter.shape, dtype=torch.float32), generator_for(seed, name)
-            if cut_stds == math.inf:
-                values.normal_(std=std, generator=generator)
-            else:
-                nn.init.trunc_normal_(values, std=std, a=-cut_stds * std, b=cut_stds * std, generator=generator)
+            generator = generator_for(seed, name)
+            values = _normal(parameter.shape, std, generator)
+            while (outside := values.abs() > cut_stds * std).any():
+                values = torch.where(outside, _normal(parameter.shape, std, generator), values)
             parameter.copy_(values)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def _normal(shape: torch.Size, std: float, generator: torch.Generator) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float32).normal_(std=std, generator=generator)

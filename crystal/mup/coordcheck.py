@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from crystal.config import AdamWConfig, ModelConfig
 from crystal.data.loader import Batch
-from crystal.engine import Engine, TrainSpec
+from crystal.engine import LocalEngine, TrainSpec
 from crystal.model.transformer import Transformer
 from crystal.mup.options import CoordCheckConfig
 from crystal.mup.plan import Plan
@@ -67,7 +67,7 @@ class Mode:
     """How models are trained, the share of the batch that is this process's, and in the end what the engines say of themselves."""
 
     name: str
-    build: Callable[[TrainSpec], Engine]
+    build: Callable[[TrainSpec], LocalEngine]
     rank: int = 0
     n_ranks: int = 1
     facts: dict[str, Any] = field(default_factory=dict)

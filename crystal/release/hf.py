@@ -105,9 +105,8 @@ def export_stock(source: Path, out: Path, *, dtype: str) -> ModelConfig:
 def _opened(source: Path) -> tuple[ModelConfig, Tokenizer, Callable[[str], Tensor]]:
     """A checkpoint's model and tokenizer, and what reads one of its tensors."""
     config = checkpoint.read_model(source)
-    path = source / "weights.pt"
-    saved = shards.saved_tensors(path)
-    return config, load_tokenizer(source / "tokenizer.json"), lambda name: shards.read_tensor(path, saved[name])
+    weights = shards.checkpoint_weights(source)
+    return config, load_tokenizer(source / "tokenizer.json"), lambda name: weights[name].read()
 
 
 def _write_rest(folder: Path, hf: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Tensors in files: read a Hugging Face folder one tensor at a time, write weights.pt and safetensors the same way.
+"""Tensors in files: read checkpoints and Hugging Face folders one tensor at a time, write Crystal's files and safetensors the same way.
 
 The surprise: what is nothing but zero bits is not written. The file has a hole there, which reads as zeros and takes no disk: that is
 how a model of 7 B parameters goes both ways in a test. Files are read and written at offsets, not mapped: a full disk is then an OSError
@@ -11,14 +11,21 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
+from crystal import mdl
+from crystal.checkpoint import MDL
 from crystal.config import UserError, require
+from crystal.mdl import Lazy
 
 SHARD_BYTES = 2 * 10**9
 KINDS = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
@@ -28,9 +35,9 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of th
 HEADER = struct.Struct("<Q")
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The files that hold a Hugging Face folder's tensors. Raises UserError where there are none or one is missing."""
-    for name in KINDS:
+def shard_files(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """The files that hold a folder's tensors. Raises UserError where there are none or one is missing."""
+    for name in kinds:
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
@@ -41,7 +48,7 @@ def shard_files(folder: Path) -> list[Path]:
             missing = [file.name for file in files if not file.is_file()]
             require(not missing, f"{folder} has no {', '.join(missing)}", f"every file that {index.name} names", "fetch what is missing")
             return files
-    raise UserError(f"{folder} has no weights; expected {' or '.join(KINDS)}, whole or in shards with an index; give source=DIR")
+    raise UserError(f"{folder} has no weights; expected {' or '.join(kinds)}, whole or in shards with an index; give source=DIR")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -61,6 +68,13 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    with _opened(file) as opened:
+        for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+            yield name, _floats(opened.get_tensor(name), name, file)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -68,10 +82,27 @@ def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{got}; expected it; run: pip install 'crystal-trainer[hf]'") from error
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
-                yield name, _floats(opened.get_tensor(name), name, file)
+            yield opened
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); expected safetensors; fetch it again") from error
+
+
+def read_safetensors(folder: Path, stem: str) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """The tensors of `stem`.safetensors or its shards, as float32, and what the headers say besides. Raises as `read_tensors` does."""
+    tensors: dict[str, Lazy] = {}
+    besides: dict[str, str] = {}
+    for file in shard_files(folder, [f"{stem}.safetensors"]):
+        with _opened(file) as opened:
+            besides |= opened.metadata() or {}
+            for name in opened.keys():  # noqa: SIM118
+                shape = torch.Size(opened.get_slice(name).get_shape())
+                tensors[name] = Lazy(shape, torch.float32, partial(_float32, file, name))
+    return tensors, besides
+
+
+def _float32(file: Path, name: str) -> Tensor:
+    with _opened(file) as opened:
+        return _floats(opened.get_tensor(name), name, file).float()
 
 
 def _pickled(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -117,6 +148,26 @@ def read_tensor(path: Path, saved: Tensor) -> Tensor:
     return torch.from_numpy(data).view(saved.dtype).as_strided(saved.shape, saved.stride())
 
 
+def saved_lazily(path: Path) -> Any:
+    """What torch.save wrote to `path`, its tensors Lazy."""
+    return tree_map(
+        lambda leaf: Lazy(leaf.shape, leaf.dtype, partial(read_tensor, path, leaf)) if isinstance(leaf, Tensor) else leaf,
+        saved_tensors(path),
+    )
+
+
+def checkpoint_weights(folder: Path) -> dict[str, Lazy]:
+    """`checkpoint.read_weights`, but Lazy."""
+    return mdl.weights_in(folder / MDL) if (folder / MDL).exists() else saved_lazily(folder / "weights.pt")
+
+
+def checkpoint_optimizer(folder: Path) -> dict[str, Any] | None:
+    """`checkpoint.read_optimizer`, but Lazy, and None where the checkpoint has weights only."""
+    if (folder / MDL).exists():
+        return mdl.optimizer_in(folder / MDL)
+    return saved_lazily(folder / "optimizer.pt") if (folder / "optimizer.pt").exists() else None
+
+
 def _place(saved: Tensor) -> int:
     """In bytes from the beginning of the file."""
     storage = saved.untyped_storage()._checkpoint_offset
@@ -126,30 +177,53 @@ def _place(saved: Tensor) -> int:
 
 def write_weights(path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """A weights.pt as torch.save would write it, float32, from tensors that come one at a time in any order, each once."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        reserved = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save(reserved, path)
-    places = {name: _place(saved) for name, saved in saved_tensors(path).items()}
+    places = _reserved(path, {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()})
     with open(path, "r+b") as file:
         for name, tensor in tensors:
             assert tensor.shape == torch.Size(shapes[name]), name
-            _put(file, places[name], tensor, torch.float32)
+            _put(file, _place(places[name]), tensor, torch.float32)
 
 
-def write_safetensors(folder: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
-    """model.safetensors, in shards with an index where it is large, from tensors that come one at a time in the order of `shapes`.
+def write_saved(path: Path, tree: Any) -> None:
+    """`tree` as torch.save would write it, its Lazy tensors one at a time."""
+    places = _reserved(path, tree)
+    with open(path, "r+b") as file:
+        for leaf, place in zip(tree_leaves(tree), tree_leaves(places), strict=True):
+            if isinstance(leaf, Lazy):
+                _put(file, _place(place), leaf.read(), leaf.dtype)
 
-    By hand, because the package's own writer wants a shard's tensors all at once.
+
+def _reserved(path: Path, tree: Any) -> Any:
+    """Write `tree` to `path` without the data of its tensors, meta or Lazy; returns it with `saved_tensors`, which know their places."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fakes = tree_map(lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor | Lazy) else leaf, tree)
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(fakes, path)
+    return saved_tensors(path)
+
+
+def write_safetensors(
+    folder: Path,
+    shapes: Mapping[str, Sequence[int]],
+    tensors: Iterable[Tensor],
+    dtype: torch.dtype,
+    *,
+    stem: str = "model",
+    besides: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """`stem`.safetensors, in shards with an index where it is large, from tensors that come one at a time in the order of `shapes`.
+
+    besides: what every file says in its header. By hand, because the package's own writer wants a shard's tensors all at once.
     """
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
-    shards = _cut(sizes)
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)] if len(shards) > 1 else [KINDS[0]]
+    shards = _cut(sizes) or [[]]
+    whole = f"{stem}.safetensors"
+    names = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)] if len(shards) > 1 else [whole]
     stream = iter(tensors)
     for file_name, shard in zip(names, shards, strict=True):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(besides)}
         end = 0
         for name in shard:
             header[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shapes[name]), "data_offsets": [end, end + sizes[name]]}
@@ -168,7 +242,7 @@ def write_safetensors(folder: Path, shapes: Mapping[str, Sequence[int]], tensors
     if len(shards) > 1:
         placed = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": placed}
-        (folder / f"{KINDS[0]}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{whole}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _cut(sizes: Mapping[str, int]) -> list[list[str]]:
@@ -186,7 +260,7 @@ def _cut(sizes: Mapping[str, int]) -> list[list[str]]:
 
 def _put(file: BinaryIO, offset: int, tensor: Tensor, dtype: torch.dtype) -> None:
     """Write `tensor` at `offset`, unless all of its bits are zero (-0.0 has one): what was never written reads as zeros."""
-    bits = tensor.view(INTEGERS[tensor.dtype.itemsize])
+    bits = torch.atleast_1d(tensor).view(INTEGERS[tensor.dtype.itemsize])
     if bits[:1].any() or bits.any():
         file.seek(offset)
         file.write(tensor.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)

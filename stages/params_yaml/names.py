@@ -6,8 +6,9 @@ The surprise: a data_dir is understood by its last names alone, those that Cryst
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -72,7 +73,7 @@ HALVES = {"_part0of2": "even", "_part1of2": "odd", "": "*"}  # of SlimPajama's f
 
 @dataclass(frozen=True)
 class Params:
-    """What one params.yaml says; `folders` is each source's data_dir."""
+    """What one params.yaml says. folders: each source's data_dir. backend: options of backend=cerebras by their dotted names."""
 
     model: ModelConfig
     scale: ScaleConfig
@@ -80,6 +81,7 @@ class Params:
     stage: StageConfig
     seed: int
     folders: dict[str, str]
+    backend: dict[str, Any] = field(default_factory=dict)
 
 
 def name_of(model: ModelConfig) -> str:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from crystal.config import Config, ModelConfig, ScaleConfig, UserError, require, require_positive
 from crystal.runlog import flattened
 from crystal.stageconfig import LrPiece, MixtureEntry, StageConfig
+from stages.params_yaml import cluster
 from stages.params_yaml.names import FIXED, OPTIONAL, RENAMED, Params, name_of, parts_of
 from stages.params_yaml.write import written
 
@@ -33,7 +34,8 @@ def read(path: Path, config: Config) -> tuple[Params, list[str]]:
         _refuse_differences(flat, expected)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return params, [key for key in flat if key not in expected]
+    backend, understood = cluster.read(flat)
+    return replace(params, backend=backend), [key for key in flat if key not in expected and key not in understood]
 
 
 def _loaded(path: Path) -> Any:

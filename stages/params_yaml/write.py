@@ -7,12 +7,16 @@ from typing import Any
 from crystal.config import require
 from crystal.mup.plan import RESIDUAL_OUTPUTS, derive
 from crystal.stageconfig import MixtureEntry
+from stages.params_yaml import cluster
 from stages.params_yaml.names import FIXED, RENAMED, Params, folder_of
 from stages.recipes import recipe
 
 
 def written(params: Params) -> dict[str, Any]:
-    """The params.yaml of one stage: every key that Crystal understands. Raises UserError for what ModelZoo has no key for."""
+    """The params.yaml of one stage: every key that Crystal understands. Raises UserError for what ModelZoo has no key for.
+
+    The cluster's part only where `params.backend` has any options.
+    """
     model, made = params.model, recipe(params.stage, params.scale)
     for key, value in (("parametrization", "mup"), ("depth", "none"), ("rotary_base", 10000.0)):
         require(getattr(model, key) == value, f"model.{key}={getattr(model, key)}", f"{value}, for which a params.yaml stands", "mend it")
@@ -35,14 +39,19 @@ def written(params: Params) -> dict[str, Any]:
         "train_input.mixture": [_source(params, name, entry) for name, entry in params.stage.mixture.items()],
         "train_input.vocab_size": model.vocab_size,
     }
-    nested: dict[str, Any] = {}
+    return nested(flat | (cluster.written(params.backend) if params.backend else {}))
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """`flat`'s dotted keys as mappings in mappings, sorted."""
+    made: dict[str, Any] = {}
     for key in sorted(flat):
         *path, name = key.split(".")
-        node = nested
+        node = made
         for part in path:
             node = node.setdefault(part, {})
         node[name] = flat[key]
-    return nested
+    return made
 
 
 def _renamed(params: Params) -> list[tuple[Any, str, str]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from backends.cerebras import CerebrasBackend, lowering
+from backends.cerebras.step import place, scaled, schedule
 from crystal.config import AdamWConfig, Config, ModelConfig
 from crystal.engine import TrainSpec
 from crystal.mup.plan import derive
-from crystal.schedule import Schedule
+from crystal.schedule import Piece, Schedule
 from stages.recipes import recipe
 
 pytest.importorskip("cerebras.pytorch", reason="needs the Cerebras SDK's environment: make cerebras-check")
@@ -71,14 +72,14 @@ def small_step() -> TrainSpec:
 
 @pytest.mark.parametrize("name", ["erfinv", "nonzero", "polar", "fft", "svd", "item", "boolean_index", "checkpoint"])
 def test_what_no_system_runs_is_named_with_its_place(name: str, tmp_path: Path) -> None:
+    backend = CerebrasBackend(python=sys.executable, artifact_dir="artifacts")
     told = {
         "model": asdict(SMALL), "adamw": asdict(AdamWConfig()), "pieces": [{"start": 0.0, "end": 0.012, "n_steps": 86}],
-        "batch_rows": 4, "n_systems": 1, "dtype": "cbfloat16", "precision_level": 1,
+        "batch_rows": 4, "mode": "validate", "options": asdict(backend.options()),
     }  # fmt: skip
     (tmp_path / "step.json").write_text(json.dumps(told))
-    backend = CerebrasBackend(python=sys.executable)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cerebras.broken", name, "step.json", "found.json"], cwd=tmp_path, env=backend.environment(),
+        [sys.executable, "-m", "tests.cerebras.broken", name, "step.json", "found.json"], cwd=tmp_path, env=backend.environment().variables,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (tmp_path / "found.json").exists(), done.stderr[-2000:]
@@ -87,19 +88,25 @@ def test_what_no_system_runs_is_named_with_its_place(name: str, tmp_path: Path) 
 
 
 def test_learning_rates_are_those_of_every_other_backend() -> None:
-    """Of each group, after 0, 1, 86, 87 and 1,000 updates, read from the SDK's own scheduler, which computes in float32."""
+    """Of each group, after 0, 1, 86, 87 and 1,000 updates, read from the SDK's own scheduler, which computes in float32.
+
+    Also of a scaled-down schedule, whose pieces are no whole steps, beyond its end, and of a scheduler put to a place.
+    """
     import cerebras.pytorch as cstorch
     import torch
 
     cstorch.backend("CPU")
-    config = composed("model=7b")
-    made: Schedule = recipe(config.stages["1"], config.scale).schedule
-    mults = [1.0, 0.0625]
-    groups = lowering.scaled([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_mult": mult} for mult in mults])
-    optimizer = cstorch.optim.AdamW(groups, lr=0.0)
-    scheduler = lowering.schedule(optimizer, [asdict(piece) for piece in made.pieces])
-    for step in range(1001):
-        if step in (0, 1, 86, 87, 1000):
-            got = [float(lr) for lr in scheduler.get_last_lr()]
-            assert got == pytest.approx([made.lr(step) * mult for mult in mults], rel=1e-6, abs=2e-9), step
-        scheduler.step()
+    mults, odd = [1.0, 0.0625], Schedule([Piece(0.0, 0.01, 0.34), Piece(0.02, 0.01, 12.5), Piece(0.01, 0.002, 20.7)])
+    published = {stage: recipe(each, composed("model=7b").scale).schedule for stage, each in composed("model=7b").stages.items()}
+    for made, steps in [*((made, (0, 1, 86, 87, 276, 277, 1000)) for made in published.values()), (odd, range(40))]:
+        groups = scaled([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_mult": mult} for mult in mults])
+        optimizer = cstorch.optim.AdamW(groups, lr=0.0)
+        scheduler, expected = schedule(optimizer, made.pieces), [[made.lr(step) * mult for mult in mults] for step in range(1001)]
+        for step in range(max(steps) + 1):
+            if step in steps:
+                assert [float(lr) for lr in scheduler.get_last_lr()] == pytest.approx(expected[step], rel=1e-6, abs=2e-9), step
+            scheduler.step()
+        for step in steps:
+            place(scheduler, step)
+            scheduler.update_last_value()
+            assert [float(lr) for lr in scheduler.get_last_lr()] == pytest.approx(expected[step], rel=1e-6, abs=2e-9), step

@@ -92,7 +92,7 @@ def prefetch_threads() -> list[threading.Thread]:
 
 
 def test_no_thread_is_left_when_the_consumer_stops_early(prepared):
-    batches = loader(prepared).batches(0, 10_000)
+    batches = iter(loader(prepared).batches(0, 10_000))
     next(batches)
     assert len(prefetch_threads()) == 1
     started = time.monotonic()
@@ -104,7 +104,7 @@ def test_an_error_in_the_thread_reaches_the_consumer(prepared, monkeypatch):
     load = loader(prepared)
     good = load.batch
     monkeypatch.setattr(load, "batch", lambda first, rows: good(first, rows) if first < 16 else 1 / 0)
-    batches = load.batches(0, 5)
+    batches = iter(load.batches(0, 5))
     next(batches), next(batches)
     with pytest.raises(ZeroDivisionError):
         next(batches)

@@ -27,13 +27,13 @@ def test_written_rows_come_back_over_several_shards(tmp_path, vocab_size):
     np.testing.assert_array_equal(np.concatenate(loaded), rows)
     assert [shard["bytes"] for shard in shards] == [(tmp_path / shard["file"]).stat().st_size for shard in shards]
     order = np.random.default_rng(1).integers(0, 53, 200)
-    np.testing.assert_array_equal(RowView(loaded, 9, dtype)[order], rows[order])
+    np.testing.assert_array_equal(RowView(loaded, (9,), dtype)[order], rows[order])
 
 
 @given(st.lists(st.integers(0, 5), max_size=6))
 def test_a_view_is_its_pieces(lengths):
     pieces = [np.arange(10 * k, 10 * k + n)[:, None] for k, n in enumerate(lengths)]
-    view = RowView(pieces, 1, np.dtype(np.int64))
+    view = RowView(pieces, (1,), np.dtype(np.int64))
     assert len(view) == sum(lengths)
     whole = np.concatenate([*pieces, np.empty((0, 1), np.int64)])
     np.testing.assert_array_equal(view[np.arange(len(view))], whole)

@@ -1,7 +1,8 @@
-"""CrystalCoder's own size there and back, and as a stock model: `python -m tests.release.sevenb [FOLDER]` prints peak memory and seconds.
+"""CrystalCoder's own size there and back, as a stock model, and with its optimizer as a Cerebras checkpoint and safetensors:
+`python -m tests.release.sevenb [FOLDER]` prints peak memory and seconds.
 
-The surprise: its 13 GB of weights are holes in sparse files. Every byte is read, converted and summed all the same, but what is zero is
-not written, so that the disk holds it. Needs 30 GB of disk at most; the folder (default: a temporary one) is emptied again.
+The surprise: its weights are holes in sparse files. Every byte is read, converted and summed all the same, but what is zero is not
+written, so that the disk holds it. Needs 30 GB of disk at most; the folder (default: a temporary one) is emptied again.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from crystal import checkpoint
 from crystal.checkpoint import COMPLETE
 from crystal.config import ModelConfig
 from crystal.data.tokenizer import train_tokenizer
+from crystal.mdl import Lazy
 from crystal.model.cost import parameters
-from crystal.release.layout import published_config, published_shapes
+from crystal.release import shards
+from crystal.release.layout import crystal_shapes, published_config, published_shapes
 
 CONFIG = ModelConfig("7b", d_model=4096, n_layers=32, n_heads=32, d_ffn=10922, vocab_size=32032, seq_len=2048)
 LIMIT_GB = 8.0
@@ -45,6 +50,20 @@ def write_sparse(folder: Path, config: ModelConfig, *, n_shards: int, dtype: tor
     train_tokenizer([Path(__file__).read_text()], 320, folder / "tokenizer.json")
 
 
+def write_sparse_checkpoint(out: Path, config: ModelConfig, *, tokenizer: Path) -> None:
+    """A checkpoint with the optimizer, after one update; all but that number is zero."""
+
+    def made(shape: tuple[int, ...]) -> Lazy:
+        return Lazy(torch.Size(shape), torch.float32, lambda: torch.from_numpy((np.zeros if shape else np.ones)(shape, np.float32)))
+
+    shapes = {name: tuple(shape) for name, shape in crystal_shapes(config).items()}
+    adamw = {name: {"step": made(()), "exp_avg": made(shape), "exp_avg_sq": made(shape)} for name, shape in shapes.items()}
+    with checkpoint.whole(out) as folder:
+        shards.write_saved(folder / "weights.pt", {name: made(shape) for name, shape in shapes.items()})
+        shards.write_saved(folder / "optimizer.pt", {"step_count": 1, "adamw": adamw})
+        checkpoint.seal(folder, {"step": 1, "model": asdict(config)}, tokenizer=tokenizer)
+
+
 def measured(*arguments: str) -> tuple[float, str]:
     """Peak resident memory in GB (mapped pages of files count) of one command line, and what it took, in words."""
     t0 = time.monotonic()
@@ -58,19 +77,26 @@ def measured(*arguments: str) -> tuple[float, str]:
 
 def main(root: Path) -> None:
     write_sparse(root / "published", CONFIG, n_shards=10)
+    write_sparse_checkpoint(root / "trained", CONFIG, tokenizer=root / "published" / "tokenizer.json")
     print(f"{sum(parameters(CONFIG).values()):,} parameters")
     steps = [
         ("import", f"source={root}/published", f"out={root}/checkpoint"),
         ("export", f"checkpoint={root}/checkpoint", "format=crystalcoder", f"out={root}/again"),
         ("import", f"source={root}/again", f"out={root}/back"),
         ("export", f"checkpoint={root}/checkpoint", "format=hf", "dtype=bfloat16", f"out={root}/stock"),
+        ("export", f"checkpoint={root}/trained", "format=cerebras", f"out={root}/cerebras"),
+        ("export", f"checkpoint={root}/cerebras", "format=crystal", f"out={root}/crystal"),
+        ("export", f"checkpoint={root}/cerebras", "format=safetensors", f"out={root}/safetensors"),
+        ("import", f"source={root}/safetensors", f"out={root}/imported"),
     ]
     for task, *arguments in steps:
         peak_gb, taken = measured(f"task={task}", *arguments)
         print(f"task={task} {' '.join(arguments)}: {taken}", flush=True)
         assert peak_gb < LIMIT_GB
-    there, back = (json.loads((root / name / COMPLETE).read_text())["weights.pt"] for name in ("checkpoint", "back"))
-    assert there == back, "the same bytes, by their checksums"
+    sums = {name: json.loads((root / name / COMPLETE).read_text()) for name in ("checkpoint", "back", "trained", "crystal", "imported")}
+    assert sums["checkpoint"]["weights.pt"] == sums["back"]["weights.pt"], "the same bytes, by their checksums"
+    for name in ("crystal", "imported"):
+        assert sums[name]["optimizer.pt"]["bytes"] == sums["trained"]["optimizer.pt"]["bytes"]
     assert json.loads((root / "back" / "state.json").read_text())["model"] == asdict(CONFIG) | {"name": "published"}
 
 

@@ -1,0 +1,132 @@
+"""Stages trained through the Cerebras SDK, on its own CPU device, by the command line of this environment: `make cerebras-check`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from crystal import checkpoint
+from crystal.checkpoint import latest
+from crystal.runlog import read_json, read_lines
+from tests.shared import SDK_PYTHON
+
+pytestmark = pytest.mark.skipif(not SDK_PYTHON.exists(), reason=f"no {SDK_PYTHON}: make cerebras-check")
+SDK = ["backend=cerebras", f"backend.python={SDK_PYTHON}", "backend.device=cpu", "backend.dtype=float32"]
+CPU = ["backend=cpu", "backend.dtype=float32"]
+AT = 220  # the SDK's AdamW adds eps before it corrects the bias, torch's after: the same once 0.95^step is nothing
+
+
+@pytest.fixture(scope="module")
+def crystal_process(tiny_overrides: list[str]) -> Callable[..., list[str]]:
+    """The command for stage 1 of the preset `tiny` in a run directory: 330 steps of 2 rows of 64 tokens.
+
+    At half the usual rate: the smaller it is, the slower do two roundings drift apart.
+    """
+    data = [override for override in tiny_overrides if override.startswith(("data", "eval", "model.vocab_size"))]
+    given = [*data, "model=tiny", "scale.seq_len=64", "scale.batch_rows=2", "stage=1", "tokens=170350", "scale.save_every=55"]
+    given += ["scale.lr_factor=0.1", "scale.valid_every=1000", "run.keep_checkpoints=9"]
+    return lambda folder, *backend: [sys.executable, "-m", "crystal", *given, *backend, f"run.dir={folder}"]
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def base(crystal_process: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stage by backend=cpu, with all of its checkpoints."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    finish(crystal_process(folder, *CPU))
+    return folder
+
+
+def from_checkpoint(run: Path, step: int, folder: Path) -> Path:
+    """`folder` as a run that was left at `step` of `run`."""
+    checkpoints = folder / "stage1" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    shutil.copytree(run / "stage1" / "checkpoints" / f"step-{step:08d}", checkpoints / f"step-{step:08d}")
+    return folder
+
+
+def losses(run: Path, after: int) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "train" and line["step"] > after}
+
+
+@pytest.fixture(scope="module")
+def on_sdk(base: Path, crystal_process: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last 110 steps by the SDK, from the checkpoint of backend=cpu."""
+    folder = from_checkpoint(base, AT, tmp_path_factory.mktemp("sdk") / "run")
+    out = finish(crystal_process(folder, *SDK))
+    assert f"going on from step {AT}" in out
+    return folder
+
+
+def test_losses_are_those_of_the_cpu_backend(base: Path, on_sdk: Path) -> None:
+    theirs, ours = losses(base, AT), losses(on_sdk, AT)
+    assert len(ours) == 110
+    assert ours == pytest.approx(theirs, abs=1e-5, rel=0)
+    assert ours != theirs  # another program, another rounding
+
+
+def test_the_cpu_backend_goes_on_from_the_sdks_checkpoint(base, on_sdk, crystal_process, tmp_path: Path) -> None:
+    folder = from_checkpoint(on_sdk, 275, tmp_path / "run")
+    finish(crystal_process(folder, *CPU))
+    assert losses(folder, 275) == pytest.approx(losses(base, 275), abs=1e-5, rel=0)
+
+
+def test_what_the_run_leaves(base: Path, on_sdk: Path) -> None:
+    """The same files as any run: validated at the end, though not by the SDK; a checkpoint that anything reads."""
+    valid = {run: [line["loss"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "valid"][-1] for run in (base, on_sdk)}
+    assert valid[on_sdk] == pytest.approx(valid[base], abs=1e-4)
+    assert (on_sdk / "stage1" / "summary.json").exists() and (on_sdk / "report" / "index.html").exists()
+    facts = read_json(on_sdk / "run.json", {})
+    assert (facts["backend"], facts["device"], facts["dtype"]) == ("cerebras", "the SDK's CPU", "float32")
+    last = latest(on_sdk / "stage1" / "checkpoints")
+    assert last is not None and checkpoint.read_state(last)["samples_seen"] == 660
+    theirs = latest(base / "stage1" / "checkpoints")
+    assert theirs is not None
+    weights, expected = checkpoint.read_weights(last), checkpoint.read_weights(theirs)
+    assert weights.keys() == expected.keys()
+    # The same for all queries, a key's bias changes attention only in its rotary dims: its gradient is next to nothing but rounding.
+    off = {name: (weights[name] - expected[name]).abs().max().item() for name in expected if not name.endswith("attn.k.bias")}
+    assert max(off.values()) < 1e-5
+
+
+def test_a_killed_run_ends_with_the_same_bits(base, on_sdk, crystal_process, tmp_path: Path) -> None:
+    folder = from_checkpoint(base, AT, tmp_path / "run")
+    process = subprocess.Popen(crystal_process(folder, *SDK), env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    while not any(step > 280 for step in losses(folder, AT)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (folder / "stage1" / "summary.json").exists()
+    finish(crystal_process(folder, *SDK))
+    assert losses(folder, AT) == losses(on_sdk, AT)
+    ours, theirs = (latest(run / "stage1" / "checkpoints") for run in (folder, on_sdk))
+    assert ours is not None and theirs is not None and ours.name == theirs.name == "step-00000330"
+    for read in (checkpoint.read_weights, lambda last: flat(checkpoint.read_optimizer(last))):
+        a, b = read(ours), read(theirs)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def flat(optimizer: dict) -> dict[str, torch.Tensor]:
+    return {f"{name} {key}": value for name, state in optimizer["adamw"].items() for key, value in state.items()}
+
+
+def test_no_environment(crystal_process, tmp_path: Path) -> None:
+    command = crystal_process(tmp_path / "run", "backend=cerebras", "backend.python=nowhere/python")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    expected = "error: no nowhere/python; expected the Python of an environment with cerebras-pytorch 2.10.0; make .venv-cerebras/.complete"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(expected)
