@@ -34,7 +34,7 @@ gpu-check: setup ## what needs an NVIDIA GPU; see benchmarks/README.md
 
 cerebras-check: setup $(CEREBRAS_ENV)/.complete ## what can be known of Cerebras systems without one, by the real SDK; downloads 3 GB once
 	PATH=$(abspath $(CEREBRAS_ENV))/bin:$$PATH PYTHONPATH=$(CURDIR) $(CEREBRAS_ENV)/bin/python -m pytest -n 2 \
-		tests/cerebras tests/model tests/mup/test_plan.py tests/test_optim.py tests/test_schedule.py
+		tests/cerebras tests/model tests/mup/test_plan.py tests/test_optim.py tests/test_schedule.py tests/test_mdl.py
 	CRYSTAL_CEREBRAS_PYTHON=$(abspath $(CEREBRAS_ENV))/bin/python $(BIN)/python -m pytest tests/stages/test_cerebras.py
 
 $(CEREBRAS_ENV)/.complete: pyproject.toml

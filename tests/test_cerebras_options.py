@@ -34,7 +34,6 @@ def test_every_key_is_a_field_with_the_same_default() -> None:
         ("cluster.num_csx=many", "backend.cluster.num_csx: Value 'many'"),
         ("cluster.num_workers_per_csx=0", "num_workers_per_csx=0; expected a finite number above 0; "),
         ("cluster.job_priority=p0", "backend.cluster.job_priority=p0; expected p1, p2, p3; "),
-        ("cluster.credentials_path=nowhere.crt", "backend.cluster.credentials_path=nowhere.crt; expected the file of a certificate; "),
         ("cluster.num_csxs=2", "num_csxs"),
         ("csx.optimization_level=3", "backend.csx.optimization_level=3; expected 0, 1 or 2; "),
         ("csx.memory_gi.wrk=much", "backend.csx.memory_gi.wrk: Value 'much'"),
@@ -58,7 +57,6 @@ def test_lists_and_mappings_go_on_as_such() -> None:
 
 def test_paths_are_those_of_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tls.crt").touch()
     cluster = Cluster(mount_dirs=["a", "/b"], python_paths=["../c"], credentials_path="tls.crt")
     assert (cluster.mount_dirs, cluster.credentials_path) == ([str(tmp_path / "a"), "/b"], str(tmp_path / "tls.crt"))
     assert Cluster(**asdict(cluster)) == cluster

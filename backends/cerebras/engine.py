@@ -69,7 +69,8 @@ class CerebrasEngine(Engine):
         self.dataloader = cstorch.utils.data.DataLoader(WorkerBatches, Source.of(batches.loader))
         self.dataloader.load_state_dict({"samples_seen": batches.first_sample, "fingerprint": batches.loader.fingerprint()})
         saves = _saves(Schedule, self.step_count, n_steps, save_every)
-        yield from cstorch.utils.data.DataExecutor(self.dataloader, num_steps=n_steps, checkpoint_steps=saves)
+        with self.options.cluster.refusals():
+            yield from cstorch.utils.data.DataExecutor(self.dataloader, num_steps=n_steps, checkpoint_steps=saves)
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> Metrics:
         metrics = Metrics(*self.train_step(*batch))

@@ -115,6 +115,7 @@ def main(step: Path, found: Path) -> None:
         traceback.print_exc()  # whole, in log.txt
         verdict = {"operations": {}, "state_bytes": 0, "wrong": [_raised(error)]}
     except UserError as error:
+        traceback.print_exc()
         verdict = {"refused": str(error)}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found.write_text(json.dumps(verdict | {"parameters": sum(shapes), "seconds": time.perf_counter() - t0, "memory_bytes": memory}))

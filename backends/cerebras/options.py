@@ -52,8 +52,6 @@ class Cluster:
         require(self.job_priority in known, f"backend.cluster.job_priority={self.job_priority}", ", ".join(known), "mend it")
         self.mount_dirs, self.python_paths = _absolute(self.mount_dirs), _absolute(self.python_paths)
         if self.credentials_path is not None:
-            got = f"backend.cluster.credentials_path={self.credentials_path}"
-            require(Path(self.credentials_path).is_file(), got, "the file of a certificate", "mend it")
             (self.credentials_path,) = _absolute([self.credentials_path])
 
     def systems(self, batch_rows: int) -> int:
@@ -74,7 +72,7 @@ class Cluster:
         except Exception as error:
             if "cerebras/appliance/appliance_manager.py" not in "".join(traceback.format_tb(error.__traceback__)):
                 raise
-            said = (error.details() if hasattr(error, "details") else str(error)) or type(error).__name__
+            said = ((error.details() if hasattr(error, "details") else str(error)) or type(error).__name__).splitlines()[0]
             where = "the user node's cluster" if self.mgmt_address is None else f"the cluster at {self.mgmt_address}"
             remedy = "mend backend.cluster (elsewhere than on a user node it needs mgmt_address=HOST:PORT), or give backend.mode=validate"
             raise UserError(f"{where}: {said}; expected a cluster that takes the job; {remedy}") from error
@@ -151,14 +149,13 @@ class Options:
         artifacts = str(Path(self.artifact_dir).absolute())
         if self.device == "cpu":
             return cstorch.backend("CPU", artifact_dir=artifacts)
+        certificate = self.cluster.credentials_path
+        got = f"backend.cluster.credentials_path={certificate}"
+        require(certificate is None or Path(certificate).is_file(), got, "the file of a certificate", "mend it")
         root = str(Path(__file__).parents[2])
         fields = asdict(self.cluster) | {
             "num_csx": self.cluster.systems(batch_rows),
-            "mount_dirs": [
-                *self.cluster.mount_dirs,
-                root,
-                *(str(Path(folder).absolute()) for folder in self.folders if Path(folder).exists()),
-            ],
+            "mount_dirs": [*self.cluster.mount_dirs, root, *_absolute([folder for folder in self.folders if Path(folder).exists()])],
             "python_paths": [*self.cluster.python_paths, root],
         }
         try:

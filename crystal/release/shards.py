@@ -127,7 +127,7 @@ def _floats(value: Any, name: str, file: Path) -> Tensor:
     return value
 
 
-def saved_tensors(path: Path) -> dict[str, Tensor]:
+def saved_tensors(path: Path) -> dict[str, Any]:
     """What torch.save wrote to `path`, as fake tensors: shapes and places in the file, no data.
 
     torch could map the file instead, but a private mapping of it all counts as memory, which a 7 B model's 26 GB may not be had in.

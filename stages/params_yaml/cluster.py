@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from crystal.runlog import flattened
 
+LIMITED = ("compile_crd", "execute_crd", "wrk", "act", "cmd", "wgt")
 LEVEL, MICRO_BATCH = "csx.optimization_level", "csx.micro_batch_size"
 # Theirs and ours. Source: what run_cstorch_flow.py of release 1.9 gives to its CSConfig.
 RENAMED = {
@@ -31,10 +32,7 @@ RENAMED = {
     "runconfig.disable_version_check": "cluster.disable_version_check",
     "runconfig.precision_opt_level": LEVEL,
     "runconfig.transfer_processes": "csx.transfer_processes",
-    **{
-        f"runconfig.{process}_memory_gi": f"csx.memory_gi.{process}"
-        for process in ("compile_crd", "execute_crd", "wrk", "act", "cmd", "wgt")
-    },
+    **{f"runconfig.{process}_memory_gi": f"csx.memory_gi.{process}" for process in LIMITED},
 }
 ONLY = {"compile": "runconfig.compile_only", "validate": "runconfig.validate_only"}
 DEVICE, TILED, TILE = "runconfig.target_device", "runconfig.use_cs_grad_accum", "train_input.micro_batch_size"
@@ -42,7 +40,7 @@ KEYS = {*RENAMED, *ONLY.values(), DEVICE, TILED, TILE}
 DEFAULTS = dict(flattened(OmegaConf.to_container(OmegaConf.create((files("conf") / "backend" / "cerebras.yaml").read_text()))))
 
 
-def written(options: Mapping[str, Any]) -> dict[str, Any]:
+def written(options: dict[str, Any]) -> dict[str, Any]:
     """KEYS and their values, for some options of backend=cerebras by their dotted names; the others are as by default."""
     options = DEFAULTS | options
     micro_batch = options.get(MICRO_BATCH, "auto")
@@ -55,7 +53,7 @@ def written(options: Mapping[str, Any]) -> dict[str, Any]:
 def read(flat: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """The options that the keys of a params.yaml say, and which keys these are: those that `written` makes again."""
     options = {ours: DEFAULTS[ours] if flat[theirs] is None else flat[theirs] for theirs, ours in RENAMED.items() if theirs in flat}
-    if options.get(LEVEL) == -1:  # of releases 1.x; the phases 2 and 3 of CrystalCoder had it
+    if options.get(LEVEL) == -1:  # as in CrystalCoder's phases 2 and 3; the SDK has no such level any more
         del options[LEVEL]
     if flat.get(DEVICE) in ("CSX", "CPU"):
         options["device"] = flat[DEVICE].lower()

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from crystal.cli import one_line
 from crystal.config import Config, UserError, require
 from crystal.runlog import flattened, write_text
 from stages.out import new_out
@@ -55,16 +57,18 @@ def _for_backend(config: Config, source: Path, options: dict[str, Any]) -> dict[
         if options:
             print(f"{len(options)} options of a Cerebras cluster are left out; backend=cerebras has them written, too")
         return {}
+    node: Any = OmegaConf.to_container(OmegaConf.merge(config.backend, nested(options)))
     try:
-        instantiated(OmegaConf.to_container(OmegaConf.merge(config.backend, nested(options))), "backend")
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        instantiated(node, "backend")
+    except (UserError, OmegaConfBaseException) as error:
+        said = one_line(error) if isinstance(error, OmegaConfBaseException) else error
+        raise UserError(f"{source}: {said}") from error
     return options
 
 
 def as_config(params: Params, source: str) -> str:
     """A YAML file for `config=FILE`: every value that the params.yaml decides, and from which of its keys it is."""
-    like = params.stage.name
+    like, backend = params.stage.name, OmegaConf.to_yaml({"backend": nested(params.backend)})
     lines = [
         f"# Made by Crystal (task=import) from {source}; each comment names the key there. python -m crystal config=THIS_FILE",
         "# These values stand above those of model= and scale=; key=value on the command line stands above these.",
@@ -76,7 +80,7 @@ def as_config(params: Params, source: str) -> str:
         "# From runconfig.max_steps, optimizer.learning_rate and train_input.mixture. What the file does not say is as configured for",
         f"# stage {like}: starts_from, optimizer, and fim but for a rate that a data_dir names.",
         OmegaConf.to_yaml({"stages": {like: asdict(params.stage)}}),
-        *(["# From runconfig.", OmegaConf.to_yaml({"backend": nested(params.backend)})] if params.backend else []),
+        *(["# From runconfig, for backend=cerebras alone.", backend] if params.backend else []),
     ]
     return "\n".join(lines)
 

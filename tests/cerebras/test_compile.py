@@ -55,8 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path) -> Start:
     """Begins a command on stage 1 in this environment."""
     given = [
-        "data=hdf5", "data.root=rows", "data.out=out", "data.holdout=0.1", f"data.vocab_size={VOCAB_SIZE}", f"model.vocab_size={VOCAB_SIZE}",
-        "model=tiny", "model.n_layers=1", f"scale.seq_len={T}", f"scale.batch_rows={ROWS}", "tokens=8192", "stage=1", "eval=none",
+        "data=hdf5", "data.root=rows", "data.out=out", "data.holdout=0.1", f"data.vocab_size={VOCAB_SIZE}",
+        "model=tiny", "model.n_layers=1", f"model.vocab_size={VOCAB_SIZE}", f"scale.seq_len={T}", f"scale.batch_rows={ROWS}",
+        "tokens=8192", "stage=1", "eval=none",
     ]  # fmt: skip
     command = [sys.executable, "-m", "crystal", "backend=cerebras", f"backend.python={sys.executable}", *given]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

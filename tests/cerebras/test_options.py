@@ -129,5 +129,10 @@ def test_what_the_sdk_refuses_is_one_line(another: ProcessPoolExecutor, cluster:
     assert line.endswith("; expected what the SDK takes; mend it")
 
 
+def test_a_certificate_that_is_not_there_is_refused(another: ProcessPoolExecutor) -> None:
+    with pytest.raises(UserError, match=r"backend.cluster.credentials_path=/nowhere.crt; expected the file of a certificate; mend it"):
+        another.submit(start, {"credentials_path": "/nowhere.crt"}, {}).result()
+
+
 def start(cluster: dict[str, Any], csx: dict[str, Any]) -> None:
     options(Cluster(**cluster), Csx(**csx)).start(mode="train", batch_rows=8)

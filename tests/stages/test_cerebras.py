@@ -121,6 +121,21 @@ def test_a_killed_run_ends_with_the_same_bits(base, on_sdk, crystal_process, tmp
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_stop_takes_effect_at_the_next_checkpoint(base, crystal_process, tmp_path: Path) -> None:
+    folder = from_checkpoint(base, AT, tmp_path / "run")
+    started = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(crystal_process(folder, *SDK), **started)
+    while not any(step > 230 for step in losses(folder, AT)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "stopped, and saved; the same command goes on from here")
+    last = latest(folder / "stage1" / "checkpoints")
+    assert last is not None and last.name == "step-00000275"
+    assert max(losses(folder, AT)) == 275
+
+
 def flat(optimizer: dict) -> dict[str, torch.Tensor]:
     return {f"{name} {key}": value for name, state in optimizer["adamw"].items() for key, value in state.items()}
 
