@@ -39,6 +39,7 @@ class Metrics:
     loss: Tensor  # nats per position, the sum over masked-in labels divided by rows x seq_len
     grad_norm: Tensor  # before clipping
     lr: Tensor | float
+    skipped: bool = False  # loss scaling found the gradient not finite, and no update was made
 
 
 Closure = Callable[[Metrics], None]

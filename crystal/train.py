@@ -72,10 +72,11 @@ def train(
     def log(result: StepMetrics, step: int) -> float:
         loss, norm = sum(map(float, losses)) / len(losses), float(result.grad_norm)
         losses.clear()
-        told = {"tokens": step * tokens_per_step, "loss": loss, "lr": float(result.lr), "grad_norm": norm}
+        told = {"tokens": step * tokens_per_step, "loss": loss, "lr": float(result.lr)}
+        told |= {"skipped": True} if result.skipped else {"grad_norm": norm}
         metrics.log("train", step, told | {"tokens_per_s": progress.rate(step), "elapsed_s": time.monotonic() - progress.t0})
-        if not math.isfinite(loss + norm):
-            raise Diverged(stage, step, loss + norm)
+        if not math.isfinite(total := loss + (0.0 if result.skipped else norm)):
+            raise Diverged(stage, step, total)
         return loss
 
     def after(result: StepMetrics) -> None:
@@ -91,7 +92,7 @@ def train(
         step, stopped = engine.step_count, bool(stop)
         if step == n_steps or stopped or step % cadence.save_every == 0:
             unlogged = [float(loss) for loss in losses]
-            if not math.isfinite(sum(unlogged) + float(result.grad_norm)):  # never saved
+            if not (math.isfinite(sum(unlogged)) and (result.skipped or math.isfinite(float(result.grad_norm)))):  # never saved
                 log(result, step)
             metrics.sync()
             save(unlogged)

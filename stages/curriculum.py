@@ -21,7 +21,7 @@ from crystal.data.loader import Batch, Loader, resolve_entries, to_batch
 from crystal.data.shards import Prepared
 from crystal.engine import Backend, Engine, LocalBackend, LocalEngine, TrainSpec
 from crystal.mup.plan import derive
-from crystal.runlog import Metrics, open_sinks, read_json, write_json
+from crystal.runlog import Metrics, open_sinks, read_json, read_lines, write_json
 from crystal.train import Cadence, Diverged, train
 from stages.elsewhere import train_elsewhere
 from stages.recipes import Recipe, recipe
@@ -115,7 +115,7 @@ class StageRun:
         if there is None:
             self.train_here()
         else:
-            train_elsewhere(there, self.run.folder, self.name)
+            train_elsewhere(there, self.run.folder, self.name, self.run.command)
             self._validate_last()
         self._summarise()
 
@@ -168,6 +168,9 @@ class StageRun:
         """Log the validation that an engine elsewhere does not do, from the checkpoint at the end."""
         last, scorer, n_steps = checkpoint.latest(self.checkpoints), self.run.scorer, self.recipe.n_steps
         assert last is not None
+        logged = [line["step"] for line in read_lines(self.metrics) if (line["stage"], line["kind"]) == (self.name, "valid")]
+        if n_steps in logged:  # before a kill
+            return
         engine = scorer.build(self._spec(), before={})
         engine.load(last, optimizer=False)
         with closing(self._metrics(n_steps)) as metrics:
@@ -193,6 +196,8 @@ class StageRun:
         made, facts = self.recipe, engine.facts()
         done = f", going on from step {engine.step_count:,}" if engine.step_count else ""
         print(f"stage {self.name}: {made.n_steps:,} steps, {made.tokens:,} tokens, {facts['dtype']} on {facts['device']}{done}")
+        if not isinstance(engine, LocalEngine):
+            print("  validated at the end of the stage only, from its checkpoint")
         epochs = loader.mixture.epochs(made.n_steps * loader.batch_rows)
         print("  epochs: " + ", ".join(f"{name} {value:.2f}" for name, value in epochs.items()))
         if redistributed:

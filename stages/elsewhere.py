@@ -1,4 +1,4 @@
-"""A stage's training in a process of the backend's own environment: `python -m stages.elsewhere RUN_DIR STAGE OUTCOME`.
+"""A stage's training in a process of the backend's own environment.
 
 The surprise: that process needs no more than the run directory, whose config.yaml is whole. It is the same training as in this process;
 preparing, scoring and the report stay here. How it ended comes back through a pipe, so that an error is still one line, said once.
@@ -6,7 +6,6 @@ preparing, scoring and the report stay here. How it ended comes back through a p
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -21,17 +20,33 @@ from crystal.engine import Environment
 from crystal.errors import Stopped
 from crystal.train import Diverged
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# Killed with the process that waits for it, which holds the run directory; before anything is imported that takes long.
+START = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) or os._exit(1); "
+    "from stages.elsewhere import main; main(*sys.argv[2:])"
+)
 
 
-def train_elsewhere(there: Environment, run_dir: Path, stage: str) -> None:
-    """Train `stage` of the run in a process of `there`. Raises what that process raised: Stopped, Diverged, UserError."""
+def train_elsewhere(there: Environment, run_dir: Path, stage: str, command: list[str]) -> None:
+    """Train `stage` of the run in a process of `there`; `command` is what the user gave, for the record.
+
+    Raises what that process raised: Stopped, Diverged, UserError; KeyboardInterrupt where a signal ended it before it could save.
+    """
     reading, writing = os.pipe()
-    command = [str(there.python), "-m", "stages.elsewhere", str(run_dir), stage, str(writing)]
-    process = subprocess.Popen(command, env=there.variables, pass_fds=[writing])
+    arguments = [str(os.getpid()), str(run_dir), stage, str(writing), json.dumps(command)]
+    sys.stdout.flush()
+    # A session of its own, or a terminal's Ctrl-C would reach the SDK while it saves, which makes it give up the file.
+    process = subprocess.Popen(
+        [str(there.python), "-c", START, *arguments], env=there.variables, pass_fds=[writing], start_new_session=True
+    )  # fmt: skip
     os.close(writing)
-    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}  # a terminal's Ctrl-C goes to both
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    signals: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        signals.append(number)
+        process.terminate()
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with open(reading) as outcome:
             told = json.loads(outcome.read() or "{}")
@@ -40,18 +55,21 @@ def train_elsewhere(there: Environment, run_dir: Path, stage: str) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     match told:
+        case {"done": True}:
+            return
         case {"stopped": True}:
             raise Stopped
         case {"diverged": [name, step, total]}:
             raise Diverged(name, step, float(total))
         case {"error": str(line)}:
             raise UserError(line)
-        case {"done": True}:
-            return
-    raise UserError(f"the process that trained stage {stage} ended with status {status}; expected it to train on; see above for the reason")
+    if signals:
+        raise KeyboardInterrupt
+    how = f"signal {-status} (9: killed, perhaps for want of memory)" if status < 0 else f"status {status}, for the reason above"
+    raise UserError(f"the process that trained stage {stage} ended with {how}; expected it to train on; the same command tries again")
 
 
-def main(run_dir: Path, stage: str, outcome: int) -> None:
+def main(run_dir: str, stage: str, outcome: str, command: str) -> None:
     """Train, and tell the process that waits for it how that ended. What is a bug ends with its traceback."""
     from crystal.__main__ import mendable
     from crystal.data.shards import Prepared
@@ -59,26 +77,21 @@ def main(run_dir: Path, stage: str, outcome: int) -> None:
     from stages.recipes import recipe
     from stages.tasks import instantiated, scoring_backend
 
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody would hold the run directory
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(run_dir / "config.yaml")))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(Path(run_dir) / "config.yaml")))
     assert isinstance(config, Config)
     told: dict[str, object] = {}
     try:
         with mendable():
             backend, prepared = instantiated(config.backend, "backend"), Prepared.open(config.data.out, verify=False)
-            run = Run(config, backend, prepared, sys.argv, scoring_backend(config))
+            run = Run(config, backend, prepared, json.loads(command), scoring_backend(config))
             StageRun(run, recipe(config.stages[stage], config.scale)).train_here()
         told = {"done": True}
-    except (Stopped, KeyboardInterrupt):
+    except Stopped:
         told = {"stopped": True}
     except Diverged as error:
         told = {"diverged": [error.stage, error.step, str(error.total)]}
     except UserError as error:
         told = {"error": str(error)}
     finally:
-        with open(outcome, "w") as file:
+        with open(int(outcome), "w") as file:
             json.dump(told, file)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

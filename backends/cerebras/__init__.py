@@ -22,7 +22,8 @@ from crystal.engine import Backend, Environment, TrainSpec
 if TYPE_CHECKING:
     from backends.cerebras.engine import CerebrasEngine
 
-ROOT = Path(__file__).parents[2]  # where `crystal` and `backends` are found
+ROOT = Path(__file__).parents[2]  # where `crystal` and `backends` are found, unless they are installed
+HAS_SDK = "import importlib.util, sys; sys.exit(importlib.util.find_spec('cerebras.pytorch') is None)"
 MODES = ("train", "compile", "validate")
 MAKE_IT = "make .venv-cerebras/.complete makes it (Python 3.11, Linux, x86-64), or give backend.python=PATH"
 
@@ -64,16 +65,24 @@ class CerebrasBackend(Backend):
 
     def build(self, spec: TrainSpec, *, before: Mapping[str, Any]) -> CerebrasEngine:
         """To be called in the SDK's environment."""
+        import torch
+
         from backends.cerebras.engine import CerebrasEngine
 
+        if self.device == "cpu" and before.get("backend") == self.name:
+            torch.set_num_threads(before["threads"])
         return CerebrasEngine(spec, self.options())
 
     def environment(self) -> Environment:
         """The SDK's interpreter, and the variables for it: the SDK looks for its own programs on the path. Raises UserError."""
-        interpreter = Path(self.python).absolute()
-        require(interpreter.exists(), f"no {self.python}", "the Python of an environment with cerebras-pytorch 2.10.0", MAKE_IT)
-        variables = {"PATH": f"{interpreter.parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(ROOT)}
-        return Environment(interpreter, os.environ | variables)
+        found = [path for path in (Path(self.python).absolute(), ROOT / self.python) if path.exists()]
+        expected = "the Python of an environment with cerebras-pytorch 2.10.0"
+        require(bool(found), f"no {self.python}", expected, MAKE_IT)
+        looked = subprocess.run([found[0], "-c", HAS_SDK], capture_output=True, check=False)
+        require(looked.returncode == 0, f"{self.python} without cerebras.pytorch", expected, MAKE_IT)
+        prepended = {"PATH": str(found[0].parent)} | ({} if ROOT.name == "site-packages" else {"PYTHONPATH": str(ROOT)})
+        variables = {name: os.pathsep.join(filter(None, (value, os.environ.get(name)))) for name, value in prepended.items()}
+        return Environment(found[0], os.environ | variables)
 
     def lower(self, spec: TrainSpec, artifacts: Path) -> dict[str, Any]:
         """What `backends.cerebras.lowering` finds of a train step, in a process of the SDK's environment that works in `artifacts`.

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends.cerebras.engine import CerebrasEngine
 from backends.cerebras.options import Options
-from backends.cerebras.step import TrainStep
 from crystal.config import AdamWConfig, ModelConfig, UserError
-from crystal.engine import TrainSpec
+from crystal.engine import Metrics, TrainSpec
 from crystal.model.transformer import Transformer
 from crystal.mup.plan import derive
 from crystal.schedule import Piece, Schedule
@@ -38,24 +38,32 @@ BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i1": 1}
 
 
 def trace(told: dict[str, Any], config: ModelConfig) -> None:
-    """Have the SDK trace one step of `told` and lower it; with told["mode"] "compile" also send it to the cluster's compiler."""
+    """Have the SDK trace one step of `told` and lower it; with told["mode"] "compile" also send it to the cluster's compiler.
+
+    It is the step of the training loop with its two closures, so that what is compiled is what will be trained.
+    """
     import cerebras.pytorch as cstorch
 
     options = Options.told(told["options"])
     schedule = Schedule([Piece(**piece) for piece in told["pieces"]])
     spec = TrainSpec(config, derive(config), AdamWConfig(**told["adamw"]), schedule, told["batch_rows"], seed=1)
-    sdk = options.start(mode=told["mode"], batch_rows=spec.batch_rows)
-    step = TrainStep(spec, sdk, dtype=options.compute_dtype(), with_values=False)
+    engine = CerebrasEngine(spec, options, mode=told["mode"], with_values=False)
+    log, save = engine.step_closure(_nothing), engine.checkpoint_closure(_nothing)
 
-    @cstorch.trace
-    def traced(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        loss, *_ = step(*batch)
-        return loss
+    @engine.trace
+    def step(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+        result = engine.step(batch)
+        log(result)
+        save(result)
 
-    ones = cstorch.utils.data.DataLoader(_Ones, (spec.batch_rows, config.seq_len))
+    batches = cstorch.utils.data.DataLoader(_Ones, (spec.batch_rows, config.seq_len))
     with options.cluster.refusals():
-        for batch in cstorch.utils.data.DataExecutor(ones, num_steps=1):
-            traced(batch)
+        for batch in cstorch.utils.data.DataExecutor(batches, num_steps=1):
+            step(batch)
+
+
+def _nothing(metrics: Metrics) -> None:
+    """Closures run on a cluster only."""
 
 
 class _Ones:
@@ -83,8 +91,12 @@ def read_module(artifacts: Path, config: ModelConfig, n_parameters: int) -> dict
         wrong = [f"{operations[name]} {name}, {n} expected" for name, n in wanted.items() if operations[name] != n]
         named = [name for name in state if name.endswith(".embed.weight")]
         wrong += [f"the embedding stands {len(named)} times in the state, once expected"] if len(named) != 1 else []
-        moments = sum(name.endswith((".exp_avg", ".exp_avg_sq")) for name in state)
-        wrong += [f"{moments} of AdamW's moments in the state, {2 * n_parameters} expected"] if moments != 2 * n_parameters else []
+        for key in ("exp_avg", "exp_avg_sq", "beta1_power", "beta2_power"):
+            kept = sum(name.endswith(f".{key}") for name in state)
+            wrong += [f"{kept} of AdamW's {key} in the state, {n_parameters} expected"] if kept != n_parameters else []
+        wrong += (
+            ["the schedule has no state: the rate would stay as it is"] if not any(name.endswith("last_epoch") for name in state) else []
+        )
     return {"operations": dict(operations), "state_bytes": sum(state.values()), "wrong": wrong}
 
 

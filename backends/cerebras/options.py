@@ -7,7 +7,7 @@ is imported where its objects are made, in its own environment; everywhere else 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +18,14 @@ from crystal.config import UserError, require, require_positive
 # Processes of the cluster whose memory can be limited: coordinators, input workers, activation, command, weight and chief servers.
 GIB_LIMITS = ("compile_crd", "execute_crd", "wrk", "act", "cmd", "wgt", "chf")
 ON_SYSTEMS, ON_CPU = ("cbfloat16", "bfloat16", "float16"), ("float32", "bfloat16", "cbfloat16")
+CRYSTALCODER_ROWS = 2112
 
 
 @dataclass
 class Cluster:
     """`cstorch.distributed.ClusterConfig`. On a user node its own files give the address; elsewhere mgmt_address does."""
 
-    num_csx: int | None = None  # systems that share a batch; null: 16 where they can, otherwise 1
+    num_csx: int | None = None  # systems that share a batch; null: 16, as CrystalCoder, for its batch, otherwise 1
     num_workers_per_csx: int = 1  # processes that feed each system
     max_wgt_servers: int = 0  # 0: as the cluster decides
     max_act_per_csx: int = 0  # activation servers; 0: as the cluster decides
@@ -56,21 +57,21 @@ class Cluster:
 
     def systems(self, batch_rows: int) -> int:
         """How many systems share a batch of so many rows. Raises UserError where they cannot."""
-        n = self.num_csx or (16 if batch_rows % 16 == 0 else 1)
+        n = self.num_csx or (16 if batch_rows == CRYSTALCODER_ROWS else 1)
         got, expected = f"backend.cluster.num_csx={n}", f"a divisor of scale.batch_rows={batch_rows}"
         require(batch_rows % n == 0, got, expected, "mend one of them")
         return n
 
     @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """What the cluster refuses, or that there is none, as a UserError. The SDK raises it while an executor is gone through.
+    def refusals(self, starting: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """What the cluster refuses while `starting`, or that there is none, as a UserError. The SDK raises it when an executor begins.
 
         Known by where it comes from: a host that does not answer is an Exception and no more, others have classes of gRPC's.
         """
         try:
             yield
         except Exception as error:
-            if "cerebras/appliance/appliance_manager.py" not in "".join(traceback.format_tb(error.__traceback__)):
+            if not starting() or "cerebras/appliance/appliance_manager.py" not in "".join(traceback.format_tb(error.__traceback__)):
                 raise
             said = ((error.details() if hasattr(error, "details") else str(error)) or type(error).__name__).splitlines()[0]
             where = "the user node's cluster" if self.mgmt_address is None else f"the cluster at {self.mgmt_address}"

@@ -104,11 +104,11 @@ def test_a_state_of_other_data_is_refused(loader: Loader) -> None:
     assert worker.samples_seen == 8
 
 
-@pytest.mark.parametrize("dtype", ["cbfloat16", "bfloat16"])
-def test_the_training_loop_lowers(loader: Loader, tmp_path: Path, dtype: str) -> None:
-    """With its closures, its data and its schedule put to the place of a resume; its state is what a checkpoint would hold."""
+@pytest.mark.parametrize(("dtype", "kind"), [("cbfloat16", "mdl"), ("bfloat16", "pt")])
+def test_the_training_loop_lowers(loader: Loader, tmp_path: Path, dtype: str, kind: str) -> None:
+    """With its closures and its data, going on from either kind of checkpoint."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.cerebras.traced", str(loader.prepared.folder.absolute()), dtype]
+    command = [sys.executable, "-m", "tests.cerebras.traced", str(loader.prepared.folder.absolute()), dtype, kind]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = read_module(tmp_path / "artifacts", SMALL, n_parameters=39)

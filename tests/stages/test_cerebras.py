@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crystal import checkpoint
+from crystal import checkpoint, mdl
 from crystal.checkpoint import latest
 from crystal.runlog import read_json, read_lines
 from tests.shared import SDK_PYTHON
@@ -93,9 +95,13 @@ def test_what_the_run_leaves(base: Path, on_sdk: Path) -> None:
     facts = read_json(on_sdk / "run.json", {})
     assert (facts["backend"], facts["device"], facts["dtype"]) == ("cerebras", "the SDK's CPU", "float32")
     last = latest(on_sdk / "stage1" / "checkpoints")
-    assert last is not None and checkpoint.read_state(last)["samples_seen"] == 660
+    assert last is not None
+    state = checkpoint.read_state(last)
+    fingerprint = hashlib.sha256(json.dumps(state["data"], sort_keys=True).encode()).hexdigest()
+    assert mdl.read(last / checkpoint.MDL)["dataloader"] == {"samples_seen": state["samples_seen"], "fingerprint": fingerprint}
+    assert state["samples_seen"] == 660
     theirs = latest(base / "stage1" / "checkpoints")
-    assert theirs is not None
+    assert theirs is not None and checkpoint.read_state(theirs)["data"] == state["data"]
     weights, expected = checkpoint.read_weights(last), checkpoint.read_weights(theirs)
     assert weights.keys() == expected.keys()
     # The same for all queries, a key's bias changes attention only in its rotary dims: its gradient is next to nothing but rounding.
@@ -134,6 +140,57 @@ def test_a_stop_takes_effect_at_the_next_checkpoint(base, crystal_process, tmp_p
     last = latest(folder / "stage1" / "checkpoints")
     assert last is not None and last.name == "step-00000275"
     assert max(losses(folder, AT)) == 275
+
+
+def test_a_stop_before_the_first_step(crystal_process, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(crystal_process(folder, *SDK), stderr=subprocess.PIPE, text=True)
+    while not (folder / "stage1" / "numbers.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "stopped; the same command goes on from what is done")
+
+
+@pytest.fixture(scope="module")
+def three_stages(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """All stages, 6 + 16 + 2 steps of a very small model, in a folder of the given name."""
+    runs = tmp_path_factory.mktemp("three")
+    given = [override for override in tiny_overrides if not override.startswith("backend")]
+
+    def run(name: str, *backend: str) -> Path:
+        finish([sys.executable, "-m", "crystal", *given, *backend, f"run.dir={runs / name}"])
+        return runs / name
+
+    return run
+
+
+def test_three_stages_with_the_optimizer_carried(three_stages) -> None:
+    carry = "stages.2.optimizer=carry"
+    runs = [three_stages("cpu", *CPU, carry), three_stages("sdk", *SDK, carry)]
+    theirs, ours = ([line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "train"] for run in runs)
+    assert [(line["stage"], line["step"]) for line in ours] == [(line["stage"], line["step"]) for line in theirs]
+    assert [line["lr"] for line in ours] == pytest.approx([line["lr"] for line in theirs], rel=1e-6)
+    steps = []
+    for run in runs:
+        last = latest(run / "stage2" / "checkpoints")
+        assert last is not None
+        kept = checkpoint.read_optimizer(last)
+        steps.append((kept["step_count"], {int(state["step"]) for state in kept["adamw"].values()}))
+    assert steps == [(16, {22})] * 2
+    assert read_json(runs[1] / "run.json", {})["command"][:2] == ["crystal", "data=crystalcoder"]
+    (runs[1] / "stage3" / "summary.json").unlink()  # as after a kill between the last checkpoint and the end
+    before = read_lines(runs[1] / "metrics.jsonl")
+    three_stages("sdk", *SDK, carry)
+    assert (runs[1] / "stage3" / "summary.json").exists() and read_lines(runs[1] / "metrics.jsonl") == before
+
+
+def test_bfloat16(three_stages) -> None:
+    runs = [three_stages("bf16", *SDK[:-1], "stage=1"), three_stages("fp32", *CPU, "stage=1")]  # cbfloat16, the default, off a system
+    assert read_json(runs[0] / "run.json", {})["dtype"] == "bfloat16"
+    found, exact = (list(losses(run, 0).values()) for run in runs)
+    assert found == pytest.approx(exact, rel=0.05) and found != exact
 
 
 def flat(optimizer: dict) -> dict[str, torch.Tensor]:
