@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +162,16 @@ def test_nothing_left_to_do(bench):
     engine = Engine(11)
     bench.train(engine)
     assert engine.samples == [] and bench.saved == {} and read_lines(bench.path) == []
+
+
+def test_an_update_that_loss_scaling_skipped_is_no_divergence(bench):
+    engine = Engine(norms={step: math.inf for step in (3, 5)})
+    step, skips = engine.step, {3, 5}
+    engine.step = lambda batch: replace(step(batch), skipped=engine.step_count in skips)  # type: ignore[method-assign]
+    bench.train(engine)
+    told = {line["step"]: (line.get("skipped"), line.get("grad_norm")) for line in bench.lines("train")}
+    assert told == {3: (True, None), 6: (None, 2.0), 9: (None, 2.0), 11: (None, 2.0)}
+    assert sorted(bench.saved) == [5, 10, 11]
 
 
 @pytest.mark.parametrize("what", ["losses", "norms"])

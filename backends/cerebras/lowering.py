@@ -123,12 +123,12 @@ def main(step: Path, found: Path) -> None:
     try:
         trace(told, config)
         verdict = read_module(Path(told["options"]["artifact_dir"]), config, len(shapes))
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:  # what tracing raises for what it does not support
-        traceback.print_exc()  # whole, in log.txt
-        verdict = {"operations": {}, "state_bytes": 0, "wrong": [_raised(error)]}
     except UserError as error:
-        traceback.print_exc()
+        traceback.print_exc()  # whole, in log.txt
         verdict = {"refused": str(error)}
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:  # what tracing raises for what it cannot
+        traceback.print_exc()
+        verdict = {"operations": {}, "state_bytes": 0, "wrong": [_raised(error)]}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found.write_text(json.dumps(verdict | {"parameters": sum(shapes), "seconds": time.perf_counter() - t0, "memory_bytes": memory}))
 

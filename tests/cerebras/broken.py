@@ -1,10 +1,12 @@
-"""A model with one construct that no Cerebras system runs, lowered: python -m tests.cerebras.broken NAME STEP FOUND."""
+"""A train step with one construct that no Cerebras system runs, lowered: python -m tests.cerebras.broken NAME STEP FOUND."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
+import cerebras.pytorch as cstorch
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +31,21 @@ def broken(self: Transformer, x_BTD: Tensor) -> Tensor:
     return whole(self, BREAKS[sys.argv[1]](x_BTD))
 
 
+def muon(groups: list[dict], *, lr: float, betas: tuple[float, float], eps: float) -> cstorch.optim.Muon:
+    """Muon of all parameters, of which those with one dimension are not for it."""
+    return cstorch.optim.Muon(groups, lr=lr)
+
+
+PATCHES = {
+    "foreach_clip": lambda: setattr(torch.nn.utils, "clip_grad_norm_", partial(torch.nn.utils.clip_grad_norm_, foreach=True)),
+    "torch_adamw": lambda: setattr(cstorch.optim, "AdamW", torch.optim.AdamW),
+    "muon": lambda: setattr(cstorch.optim, "AdamW", muon),
+}
+
+
 if __name__ == "__main__":
-    Transformer.logits = broken  # type: ignore[method-assign]
+    if sys.argv[1] in PATCHES:
+        PATCHES[sys.argv[1]]()
+    else:
+        Transformer.logits = broken  # type: ignore[method-assign]
     lowering.main(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -17,9 +18,11 @@ from crystal.engine import TrainSpec
 from crystal.mup.plan import derive
 from crystal.schedule import Piece, Schedule
 from stages.recipes import recipe
+from tests.small import small_spec
 
 pytest.importorskip("cerebras.pytorch", reason="needs the Cerebras SDK's environment: make cerebras-check")
-PRESETS = sorted(path.stem for path in (Path(lowering.__file__).parents[2] / "conf" / "model").glob("*.yaml") if path.stem != "base")
+ROOT = Path(lowering.__file__).parents[2]
+PRESETS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem != "base")
 SMALL = ModelConfig(name="small", d_model=64, n_layers=2, n_heads=2, d_ffn=170, vocab_size=512, seq_len=64)
 
 
@@ -57,6 +60,7 @@ def test_every_preset_lowers(model: str, tmp_path: Path) -> None:
 def test_the_published_step_lowers_with_every_schedule(stage: str, tmp_path: Path) -> None:
     found = CerebrasBackend(python=sys.executable).lower(step_of(composed("model=7b"), stage), tmp_path)
     assert (found["wrong"], found["parameters"]) == ([], 6_575_278_720)
+    assert found["memory_bytes"] < 2e9
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -70,7 +74,11 @@ def small_step() -> TrainSpec:
     return TrainSpec(SMALL, derive(SMALL), AdamWConfig(), schedule, batch_rows=4, seed=1)
 
 
-@pytest.mark.parametrize("name", ["erfinv", "nonzero", "polar", "fft", "svd", "item", "boolean_index", "checkpoint"])
+IN_THE_MODEL = ["erfinv", "nonzero", "polar", "fft", "svd", "item", "boolean_index", "checkpoint"]
+IN_THE_STEP = ["foreach_clip", "torch_adamw", "muon"]
+
+
+@pytest.mark.parametrize("name", IN_THE_MODEL + IN_THE_STEP)
 def test_what_no_system_runs_is_named_with_its_place(name: str, tmp_path: Path) -> None:
     backend = CerebrasBackend(python=sys.executable, artifact_dir="artifacts")
     told = {
@@ -84,7 +92,20 @@ def test_what_no_system_runs_is_named_with_its_place(name: str, tmp_path: Path) 
     )  # fmt: skip
     assert (tmp_path / "found.json").exists(), done.stderr[-2000:]
     (wrong, *_) = json.loads((tmp_path / "found.json").read_text())["wrong"]
-    assert "tests/cerebras/broken.py:" in wrong
+    assert ("tests/cerebras/broken.py:" if name in IN_THE_MODEL else ".py:") in wrong
+
+
+def test_the_steps_own_rates_are_those_of_every_other_backend(tmp_path: Path) -> None:
+    """Of each group of a model of muP's width 2, while a traced step trains it on the SDK's CPU by the published first stage's schedule."""
+    made, spec = recipe(composed("model=7b").stages["1"], composed("model=7b").scale).schedule, small_spec()
+    command = [sys.executable, "-m", "tests.cerebras.rates", json.dumps([asdict(piece) for piece in made.pieces]), "1001"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rates = json.loads(done.stdout.splitlines()[-1])
+    mults = sorted({plan.lr_mult for plan in spec.plan.values()})
+    assert mults == [0.5, 1.0] and len(rates) == 1001
+    for step in (0, 1, 86, 87, 1000):
+        assert sorted(set(rates[step])) == pytest.approx(sorted({made.lr(step) * mult for mult in mults}), rel=1e-6, abs=2e-9), step
 
 
 def test_learning_rates_are_those_of_every_other_backend() -> None:
