@@ -86,9 +86,14 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def packages() -> tuple[Any, Any]:
+    """h5py and hdf5plugin, with which, once imported, HDF5 knows LZ4. Raises UserError where they are not installed."""
+    return need("h5py", extra="mdl"), need("hdf5plugin", extra="mdl")
+
+
 def _opened(path: Path) -> Any:
-    need("hdf5plugin", extra="mdl")  # once imported, HDF5 knows LZ4
-    return need("h5py", extra="mdl").File(path, "r", locking="best-effort")
+    h5py, _ = packages()
+    return h5py.File(path, "r", locking="best-effort")
 
 
 def _checksum(texts: Mapping[str, str]) -> int:
@@ -145,7 +150,8 @@ def write(path: Path, tree: Any) -> None:
     tree: dicts with keys that are int or str, lists, tuples; tensors; None, bool, int, float, str. `path` is there whole or not at all;
     raises OSError where the disk is full.
     """
-    h5py, lz4 = need("h5py", extra="mdl"), need("hdf5plugin", extra="mdl").LZ4()
+    h5py, hdf5plugin = packages()
+    lz4 = hdf5plugin.LZ4()
     temporary = path.with_name(f".{path.name}.tmp")
     texts = {SPEC: _spec(tree), "__cstorch_version__": "2.10.0"}
     try:

@@ -23,7 +23,6 @@ from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.adopt import adopt
 from crystal.data.hdf5 import listed
 from crystal.data.loader import resolve_entries
-from crystal.data.optional import need
 from crystal.data.prepare import prepare
 from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
@@ -48,7 +47,9 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
 
         return validate(config)
     if backend.environment() is not None:  # refused now, not when the data are prepared, or a stage has been trained
-        need("h5py", extra="mdl"), need("hdf5plugin", extra="mdl")
+        from crystal.mdl import packages
+
+        packages()
     refuse_too_large(config, backend)
     refuse_bad_start(config)
     refuse_bad_benchmarks(config)

@@ -92,7 +92,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def kill(number: int = signal.SIGINT) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
 
 
 def test_the_cadence_and_the_last_step(bench):
