@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,7 +91,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def kill(number: int = signal.SIGINT) -> None:
-    signal.raise_signal(number)
+    signal.raise_signal(number)  # to this very thread: two signals at once may else arrive as one
 
 
 def test_the_cadence_and_the_last_step(bench):
