@@ -35,7 +35,7 @@ gpu-check: setup ## what needs an NVIDIA GPU; see benchmarks/README.md
 cerebras-check: setup $(CEREBRAS_ENV)/.complete ## what can be known of Cerebras systems without one, by the real SDK; downloads 3 GB once
 	PATH=$(abspath $(CEREBRAS_ENV))/bin:$$PATH PYTHONPATH=$(CURDIR) $(CEREBRAS_ENV)/bin/python -m pytest -n 2 \
 		tests/cerebras tests/model tests/mup/test_plan.py tests/test_optim.py tests/test_schedule.py tests/test_mdl.py
-	CRYSTAL_CEREBRAS_PYTHON=$(abspath $(CEREBRAS_ENV))/bin/python $(BIN)/python -m pytest tests/stages/test_cerebras.py tests/test_readme.py -k cerebras
+	CRYSTAL_CEREBRAS_PYTHON=$(abspath $(CEREBRAS_ENV))/bin/python $(BIN)/python -m pytest tests/stages/test_cerebras.py tests/test_readme.py -k "cerebras and not validate"
 
 $(CEREBRAS_ENV)/.complete: pyproject.toml
 	@python3.11 --version >/dev/null || { echo "error: no python3.11; expected it, the only one that cerebras-pytorch 2.10.0 supports; install it" >&2; exit 2; }

@@ -144,7 +144,9 @@ def test_a_stop_takes_effect_at_the_next_checkpoint(base, crystal_process, tmp_p
 
 def test_a_stop_before_the_first_step(crystal_process, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would their processes
     process = subprocess.Popen(crystal_process(folder, *SDK), stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while not (folder / "stage1" / "numbers.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
