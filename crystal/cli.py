@@ -268,8 +268,8 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 def _unknown_key(given: str, key: str, parent: Any) -> str:
     known = [str(name) for name in parent if name not in ("hydra", "_target_")] if isinstance(parent, DictConfig) else []
-    unnamed = key.startswith("backend.") and parent is not None and "_target_" not in parent
-    remedy = "options go with a named backend: give backend=cpu or backend=cuda too" if unnamed else "mend the key"
+    unnamed = re.fullmatch(r"backend\.\w+", key) and parent is not None and "_target_" not in parent
+    remedy = "options go with a named backend: give backend=cpu, cuda or cerebras too" if unnamed else "mend the key"
     return f"unknown key {given}; expected one of {', '.join(known) or 'the keys of the configuration'}; {remedy}"
 
 

@@ -43,6 +43,8 @@ def train_elsewhere(there: Environment, run_dir: Path, stage: str, command: list
     signals: list[int] = []
 
     def forward(number: int, frame: object) -> None:
+        if not signals:
+            print("stopping at the next checkpoint; again: at once", file=sys.stderr)
         signals.append(number)
         process.terminate()
 

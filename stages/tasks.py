@@ -104,7 +104,10 @@ def local_backend(config: Config, device: str = "auto") -> LocalBackend:
 
 def scoring_backend(config: Config) -> LocalBackend:
     """Where checkpoints are scored: eval.device."""
-    return local_backend(config, config.eval.device)
+    try:
+        return local_backend(config, config.eval.device)
+    except UserError as error:
+        raise UserError(f"eval.device={config.eval.device}: {error}") if config.eval.device != "auto" else error from None
 
 
 def refuse_too_large(config: Config, backend: Backend) -> None:
