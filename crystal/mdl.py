@@ -245,6 +245,11 @@ def beta_power(beta: float, updates: int) -> Tensor:
     return torch.from_numpy(np.cumprod(np.full(updates + 1, beta, np.float32)))[-1].clone()
 
 
+def powers(betas: tuple[float, float], updates: int) -> dict[str, Tensor]:
+    """`beta_power` of both betas, by the SDK's names."""
+    return {f"beta{i}_power": beta_power(beta, updates) for i, beta in enumerate(betas, 1)}
+
+
 def weights_in(path: Path) -> dict[str, Lazy]:
     """The model in a file of Crystal's layout (see `laid_out`), by Crystal's names. Raises UserError where it has another."""
     tree = read(path)
@@ -285,7 +290,7 @@ def laid_out(
     adamw, names = optimizer["adamw"], [name for group in groups for name in group["names"]]
     (updates,) = {int(state["step"].read()) for state in adamw.values()} or {0}
     assert adamw.keys() in (set(), set(names)), "every update is one of all parameters"
-    powers = {f"beta{i}_power": beta_power(beta, updates) for i, beta in enumerate(betas, 1)}
+    power = powers(betas, updates)
     numbers = iter(range(len(names)))
     param_groups = [
         {key: group[key] for key in ("names", "lr_mult", "weight_decay", "eps")}
@@ -296,7 +301,7 @@ def laid_out(
     moments = [{key: adamw[name][key] if adamw else _zeros(weights[name]) for key in MOMENTS} for name in names]
     return {
         "model": dict(weights),
-        "optimizer": {"state": {i: own | powers for i, own in enumerate(moments)}, "param_groups": param_groups},
+        "optimizer": {"state": {i: own | power for i, own in enumerate(moments)}, "param_groups": param_groups},
         "global_step": optimizer["step_count"],
         "adam_step": updates,
     }

@@ -52,16 +52,9 @@ class CerebrasBackend(Backend):
         self.options()
 
     def options(self) -> Options:
-        told = (
-            self.device,
-            self.dtype,
-            self.artifact_dir,
-            self.compile_dir,
-            self.cluster,
-            self.csx,
-            [folder for folder in self.folders if folder],
-        )
-        return Options(*told)
+        """What a process of the SDK's environment is told. Raises UserError for values that do not fit."""
+        folders = [folder for folder in self.folders if folder]
+        return Options(self.device, self.dtype, self.artifact_dir, self.compile_dir, self.cluster, self.csx, folders)
 
     def build(self, spec: TrainSpec, *, before: Mapping[str, Any]) -> CerebrasEngine:
         """To be called in the SDK's environment."""

@@ -20,9 +20,7 @@ from backends.cerebras.options import Options
 from backends.cerebras.step import TrainStep, place
 from crystal import checkpoint, mdl
 from crystal.data.loader import Batch, Batches
-from crystal.engine import Engine, Metrics, TrainSpec
-
-Closure = Callable[[Metrics], None]
+from crystal.engine import Closure, Engine, Metrics, TrainSpec
 
 
 class CerebrasEngine(Engine):
@@ -144,11 +142,8 @@ class CerebrasEngine(Engine):
         """The optimizer of another backend's checkpoint."""
         state = {}
         for name, theirs in saved["adamw"].items():
-            updates = int(theirs["step"])
-            powers = {
-                f"beta{i}_power": mdl.beta_power(beta, updates) for i, beta in ((1, self.spec.adamw.beta1), (2, self.spec.adamw.beta2))
-            }
-            state[name] = {key: theirs[key] for key in ("exp_avg", "exp_avg_sq")} | powers
+            powers = mdl.powers((self.spec.adamw.beta1, self.spec.adamw.beta2), int(theirs["step"]))
+            state[name] = {key: theirs[key] for key in mdl.MOMENTS} | powers
         updates = max((int(theirs["step"]) for theirs in saved["adamw"].values()), default=0)
         self._restore(state, saved["step_count"], min(updates, saved["step_count"]), updates)
 
