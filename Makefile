@@ -14,7 +14,7 @@ setup: .venv/.complete
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old; expected Python 3.11 or newer; give make PYTHON=PATH" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		--editable '.[data,eval,report,sweep,hf,mdl,dev]'
+		--editable '.[data,ray,eval,report,sweep,hf,mdl,dev]'
 	@touch $@
 
 run: setup       ## three tiny stages on text and code from this Python installation, scored, reported in runs/tiny-sample/report

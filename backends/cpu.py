@@ -21,7 +21,7 @@ from torch import Tensor
 from crystal.checkpoint import read_optimizer, read_weights, write_tensors
 from crystal.config import require, require_positive
 from crystal.data.loader import Batch
-from crystal.engine import LocalBackend, LocalEngine, Metrics, TrainSpec
+from crystal.engine import LocalBackend, LocalEngine, Metrics, TrainSpec, model_inputs
 from crystal.machine import usable_cores
 from crystal.model.init import initialise
 from crystal.model.transformer import Transformer
@@ -112,11 +112,11 @@ class CpuEngine(LocalEngine):
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
-    def feed(self, batches: Iterable[Batch], n_steps: int, *, save_every: int = 1) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def feed(self, batches: Iterable[Batch], n_steps: int, *, save_every: int = 1) -> Iterator[tuple[Tensor, ...]]:
         for _, batch in zip(range(n_steps), batches, strict=False):
-            yield tuple(map(torch.from_numpy, (batch.inputs_BT, batch.labels_BT, batch.mask_BT)))  # type: ignore[misc]
+            yield model_inputs(batch)
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> Metrics:
+    def step(self, batch: tuple[Tensor, ...]) -> Metrics:
         lr = self.spec.schedule.lr(self.step_count)
         set_lr(self.optimizer.param_groups, lr)
         with self._autocast():
@@ -132,10 +132,9 @@ class CpuEngine(LocalEngine):
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, float]:
         loss = labels = 0.0
         for batch in batches:
-            inputs_BT, labels_BT, mask_BT = map(torch.from_numpy, (batch.inputs_BT, batch.labels_BT, batch.mask_BT))
             with self._autocast():
-                loss += self.model(inputs_BT, labels_BT, mask_BT).item()
-            labels += mask_BT.sum().item()
+                loss += self.model(*model_inputs(batch)).item()
+            labels += float(batch.mask_BT.sum())
         return loss, labels
 
     def save(self, folder: Path) -> None:

@@ -49,6 +49,8 @@ TASKS = {
     "coordcheck": "stages.coordcheck:coordcheck",
     "transfer": "stages.transfer:transfer",
     "validate": "stages.validate:validate",
+    "ledger": "stages.ledger:ledger",
+    "contamination": "stages.contamination:contamination",
 }
 ConfigStore.instance().store("schema", Config)
 

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crystal.config import UserError, require
 
-GROUPS = ("task", "stage", "model", "data", "backend", "eval", "scale", "parametrization", "sweep")
+GROUPS = ("task", "stage", "model", "data", "backend", "executor", "eval", "scale", "parametrization", "sweep")
 TEXTS = ("prompt", "suffix")
 OPTIONS = ("-m", "--multirun", "--cfg", "--resolve", "--help", "-h")  # of Hydra's, those that are of use here
 SHOWS = ("job", "hydra", "all")  # what --cfg can show
@@ -104,7 +104,7 @@ def _literal(text: str) -> str:
     """A Hydra quoted string that means `text`: quotes and the backslashes before them escaped, no interpolation."""
     text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
     text = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
-    return "'" + re.sub(r"(\\+)$", lambda match: match[1] * 2, text) + "'"
+    return "'" + re.sub(r"(\\+)\Z", lambda match: match[1] * 2, text) + "'"
 
 
 def heads(d_model: int, head_dim: int) -> int:
@@ -251,7 +251,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if wrong := re.search(r"Error merging override (.*)", text, flags=re.DOTALL):
         return f"{wrong[1]}; expected {_expected(why)}; give {key} such a value"
     if missing := re.search(r"[Mm]issing mandatory value: (\S+)", text):
-        return f"no value for {missing[1]}; expected one; give {missing[1]}=VALUE"
+        name = key or missing[1]
+        return f"no value for {name}; expected one; give {name}=VALUE"
     if parsed := re.search(r"Error parsing override '(.*)'\n(.*)", text):
         return f"{parsed[1]} ({parsed[2]}); expected key=value or group=choice, with quotes around what is neither; {SEE_HELP}"
     if key:

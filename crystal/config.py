@@ -158,6 +158,22 @@ class AdamWConfig:
 
 
 @dataclass
+class DecontaminateConfig:
+    """Documents that hold a problem of a benchmark: which benchmarks (by `_target_`; null: not this one), how many words in a row make
+    a hit, and whether such documents are left out, reported only, or not looked for.
+    """
+
+    against: dict[str, Any] = field(default_factory=dict)
+    ngram: int = 10
+    action: str = "drop"
+
+    def __post_init__(self) -> None:
+        require(self.ngram >= 5, f"data.decontaminate.ngram={self.ngram}", "at least 5 words", "13 is GPT-3's, 10 StarCoder's")
+        known = ("drop", "report", "ignore")
+        require(self.action in known, f"data.decontaminate.action={self.action}", " or ".join(known), "mend data.decontaminate.action")
+
+
+@dataclass
 class DataConfig:
     """Where documents come from and where the prepared rows go.
 
@@ -175,6 +191,11 @@ class DataConfig:
     harvest: dict[str, Any] | None = None
     holdout: float = 0.01
     valid_rows: int = 16
+    packing: str = "split"
+    fim_room: bool = True
+    on_broken: str = "stop"
+    dedup: str | None = None
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     empty_source: str = "error"
     verify: bool = True
 
@@ -272,9 +293,11 @@ class Config:
     optim: AdamWConfig
     data: DataConfig
     backend: dict[str, Any]
+    executor: dict[str, Any]
     eval: EvalConfig
     plan: PlanConfig
     coordcheck: dict[str, Any]
+    attention: str = "full"
     tokens: float | None = None
     prompt: str | None = None
     suffix: str | None = None
@@ -285,12 +308,17 @@ class Config:
     out: str | None = None
     format: str = "hf"
     dtype: str = "float32"
+    step: int | None = None
+    document: str | None = None
+    rank: int | None = None
+    ranks: int = 1
     devices: int = 1
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         self._refuse_unlike_sizes()
         self._refuse_bad_devices()
+        require(self.attention in ("full", "document"), f"attention={self.attention}", "full or document", "mend attention")
         for key in ("checkpoint", "init_from", "source", "out"):
             path = getattr(self, key)
             require(path is None or path.strip() != "", f"{key} is empty", "a path", f"give {key}=PATH, or leave it out")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from crystal.config import AdamWConfig, ModelConfig
@@ -42,11 +43,17 @@ class Metrics:
     skipped: bool = False  # loss scaling found the gradient not finite, and no update was made
 
 
+def model_inputs(batch: Batch) -> tuple[Tensor, ...]:
+    """A batch as the model's forward takes it: ids, labels, mask, and with attention=document which document each token is of."""
+    arrays = batch.inputs_BT, batch.labels_BT, batch.mask_BT, batch.documents_BT
+    return tuple(torch.from_numpy(array) for array in arrays if array is not None)
+
+
 Closure = Callable[[Metrics], None]
 
 
 class Engine(Protocol):
-    """A model with its optimizer on some hardware."""
+    """A model with its optimizer on some hardware. Where a batch has `documents_BT`, attention is confined to documents."""
 
     step_count: int  # updates done in this stage
 

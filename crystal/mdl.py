@@ -8,7 +8,6 @@ means nothing more.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zlib
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from crystal.config import UserError, require
+from crystal.data.disk import Disk
 from crystal.data.optional import need
 
 VERSION = 0.5  # of the format, by the SDK 2.10
@@ -155,7 +155,7 @@ def write(path: Path, tree: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     texts = {SPEC: _spec(tree), "__cstorch_version__": "2.10.0"}
     try:
-        with _Disk(temporary, "w+b") as disk, h5py.File(disk, "w") as file:
+        with Disk(temporary, "w+b") as disk, h5py.File(disk, "w") as file:
             for key, value in _leaves(tree, []):
                 assert f"{key}.{META}" not in texts, f"two leaves are {key}"
                 about = _write_leaf(file, key, value, lz4)
@@ -167,36 +167,6 @@ def write(path: Path, tree: Any) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-class _Disk(io.FileIO):
-    """A file that keeps its write errors until it is left: HDF5 loses them, or says them again for every buffer it still has."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        with self._kept():
-            while rest and self.error is None:
-                rest = rest[super().write(rest) :]
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        with self._kept():
-            super().truncate(size)
-        return size or 0
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.error = self.error or error
-
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        if self.error is not None:
-            raise self.error
 
 
 def _spec(tree: Any) -> str:

@@ -7,7 +7,7 @@ a kill goes on where it stopped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ import numpy as np
 
 from crystal import checkpoint
 from crystal.config import Config, UserError
-from crystal.data.loader import Batch, Loader, resolve_entries, to_batch
+from crystal.data.loader import Batch, Entry, Loader
 from crystal.data.shards import Prepared
 from crystal.engine import Backend, Engine, LocalBackend, LocalEngine, TrainSpec
 from crystal.mup.plan import derive
 from crystal.runlog import Metrics, open_sinks, read_json, read_lines, write_json
 from crystal.train import Cadence, Diverged, train
 from stages.elsewhere import train_elsewhere
+from stages.loading import loader_of
 from stages.recipes import Recipe, recipe
 from stages.record import (
     keep_numbers,
@@ -122,7 +123,7 @@ class StageRun:
     def train_here(self) -> None:
         """Train in this process, from the newest checkpoint or the stage's beginning."""
         config, prepared, made = self.run.config, self.run.prepared, self.recipe
-        loader, redistributed = self._loader()
+        loader, redistributed = loader_of(config, prepared, made)
         engine = self.run.backend.build(self._spec(), before=read_json(self.run.folder / "run.json", {}))
         pending = self._take_up(engine, loader, source_of(config, made.stage))
         write_run_record(self.run.folder, config, engine.facts(), prepared.manifest, self.run.command)
@@ -141,20 +142,10 @@ class StageRun:
             train(
                 engine, loader, stage=self.name, n_steps=made.n_steps, metrics=metrics, pending=pending, save=save,
                 cadence=Cadence(config.scale.log_every, config.scale.valid_every, config.scale.save_every),
-                validate=(lambda: validate(engine, prepared)) if isinstance(engine, LocalEngine) else None,
+                validate=(lambda: validate(engine, loader)) if isinstance(engine, LocalEngine) else None,
             )  # fmt: skip
         finally:
             metrics.close()
-
-    def _loader(self) -> tuple[Loader, list[str]]:
-        """The stage's loader, and the sources without rows, whose weight went to the others."""
-        config, made = self.run.config, self.recipe
-        entries, redistributed = resolve_entries(made.entries, self.run.prepared, empty_source=config.data.empty_source)
-        loader = Loader(
-            self.run.prepared, entries, seed=config.run.seed, batch_rows=config.scale.batch_rows,
-            fim_rate=made.stage.fim.rate, spm_rate=made.stage.fim.spm_rate,
-        )  # fmt: skip
-        return loader, redistributed
 
     def _spec(self) -> TrainSpec:
         config = self.run.config
@@ -174,14 +165,15 @@ class StageRun:
         engine = scorer.build(self._spec(), before={})
         engine.load(last, optimizer=False)
         with closing(self._metrics(n_steps)) as metrics:
-            metrics.log("valid", n_steps, {"tokens": self.recipe.tokens} | validate(engine, self.run.prepared))
+            loader, _ = loader_of(self.run.config, self.run.prepared, self.recipe)
+            metrics.log("valid", n_steps, {"tokens": self.recipe.tokens} | validate(engine, loader))
 
     def _take_up(self, engine: Engine, loader: Loader, source: Path | None) -> list[float]:
         """Load this stage's newest checkpoint, else the one it starts from; returns the losses not yet logged."""
         last = checkpoint.latest(self.checkpoints)
         if last is not None:
             state = checkpoint.read_state(last)
-            refuse_other_data(state["data"], loader.identity(), where=str(last))
+            refuse_other_data(state["data"], loader.identity(), n_samples=state["samples_seen"], where=str(last))
             engine.load(last, optimizer=True)
             note_other_bits(state["facts"], engine.facts())
             return state["pending"]
@@ -204,38 +196,42 @@ class StageRun:
             print(f"  empty, their weight given to the others: {', '.join(redistributed)}")
 
     def _summarise(self) -> None:
-        made, view, (loader, redistributed) = self.recipe, self.run.prepared.rows, self._loader()
+        made, view = self.recipe, self.run.prepared.rows
+        loader, redistributed = loader_of(self.run.config, self.run.prepared, made)
         source = source_of(self.run.config, made.stage)
         n_samples = made.n_steps * loader.batch_rows
         samples, epochs = loader.mixture.samples(n_samples), loader.mixture.epochs(n_samples)
-        mixture = [
-            asdict(e) | {"rows": len(view(e.parts, e.slice)), "samples": samples[e.name], "epochs": epochs[e.name]} for e in loader.entries
-        ]
+
+        def drawn(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+            counts = [{"rows": len(view(e.parts, e.slice)), "samples": samples[e.name], "epochs": epochs[e.name]} for e in entries]
+            return [asdict(entry) | own for entry, own in zip(entries, counts, strict=True)]
+
         summary = {
             "stage": self.name, "status": "complete", "steps": made.n_steps, "tokens": made.tokens,
             "init_from": None if source is None else str(source), "optimizer": made.stage.optimizer,
             "checkpoint": None if self.run.config.sweep else str(checkpoint.latest(self.checkpoints)),
-            "fim": {"rate": loader.fim_rate, "spm": loader.spm_rate},
-            "seed": loader.seed, "mixture": mixture, "redistributed": redistributed,
+            "fim": {"rate": loader.fim_rate, "spm": loader.spm_rate, "style": loader.fim_style},
+            "seed": loader.seed, "mixture": drawn(loader.entries), "redistributed": redistributed,
+            "changes": [{"first_sample": change.first_sample, "mixture": drawn(change.entries)} for change in loader.changes],
         }  # fmt: skip
         write_json(self.folder / "summary.json", summary)
 
 
-def validate(engine: LocalEngine, prepared: Prepared) -> dict[str, Any]:
-    """Loss in nats per token and bits per byte of every held-out source.
+def validate(engine: LocalEngine, loader: Loader) -> dict[str, Any]:
+    """Loss in nats per token and bits per byte of every held-out source, with the attention that the loader's batches ask for.
 
     Bits per byte = nats per token / ln 2 x tokens / bytes of the held-out documents, so that sources and tokenizers compare.
     """
     losses, bits = {}, {}
-    for source, counts in prepared.valid.items():
-        loss, labels = engine.evaluate(_valid_batches(prepared, source))
+    for source, counts in loader.prepared.valid.items():
+        loss, labels = engine.evaluate(_valid_batches(loader, source))
         if labels:
             losses[source] = loss / labels
             bits[source] = loss / labels / float(np.log(2)) * counts["tokens"] / counts["text_bytes"]
     return {"loss": losses, "bits_per_byte": bits}
 
 
-def _valid_batches(prepared: Prepared, source: str) -> Iterator[Batch]:
-    rows = prepared.valid_rows(source)
+def _valid_batches(loader: Loader, source: str) -> Iterator[Batch]:
+    rows = loader.prepared.valid_rows(source)
     for first in range(0, len(rows), VALID_BATCH_ROWS):
-        yield to_batch(rows[np.arange(first, min(first + VALID_BATCH_ROWS, len(rows)))], prepared.fim_ids.pad)
+        yield loader.batch_of(rows[np.arange(first, min(first + VALID_BATCH_ROWS, len(rows)))])

@@ -1,4 +1,4 @@
-"""task=import and task=export: checkpoints from and to the files of other programs, and ModelZoo's params.yaml."""
+"""task=import and task=export: checkpoints from and to the files of other programs, ModelZoo's params.yaml, and rows as HDF5."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from crystal import checkpoint
 from crystal.config import Config, ModelConfig, require
 from crystal.model.cost import parameters
 from crystal.release import convert, hf
+from stages.export_rows import export_rows
 from stages.out import new_out
 from stages.params_yaml.commands import export_params, import_params
 from stages.tasks import chosen_checkpoint
 
+OF_A_STAGE = {"params": export_params, "hdf5": export_rows, "hdf5-stream": export_rows}
 FORMATS = {"hf": hf.export_stock, "crystalcoder": hf.export_crystalcoder}
 
 
@@ -38,11 +40,11 @@ def import_weights(config: Config) -> None:
 
 
 def export_weights(config: Config) -> None:
-    """Write a checkpoint as a folder for other programs, or a stage as a params.yaml."""
-    if config.format == "params":
-        export_params(config)
+    """Write a checkpoint as a folder for other programs, or a stage as a params.yaml or its rows as HDF5."""
+    if config.format in OF_A_STAGE:
+        OF_A_STAGE[config.format](config)
         return
-    known = ", ".join((*FORMATS, *convert.WRITERS, "params"))
+    known = ", ".join((*FORMATS, *convert.WRITERS, *OF_A_STAGE))
     good = config.format in FORMATS or config.format in convert.WRITERS
     require(good, f"format={config.format}", f"one of {known}", "hf is for stock transformers and vLLM")
     dtypes = list(hf.DTYPES) if config.format in FORMATS else ["float32"]

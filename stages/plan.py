@@ -7,6 +7,7 @@ from pathlib import Path
 from crystal.checkpoint import latest
 from crystal.config import Config
 from crystal.data.hdf5 import listed
+from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
 from crystal.engine import Backend
 from crystal.model import cost
@@ -43,9 +44,9 @@ def show_plan(config: Config) -> None:
     print(f"  total  : {int(total_tokens):>19,} tokens {'':>15} {total_s / 86400:>12,.4f} days ({clock(total_s)})")
 
 
-def show_run(config: Config, backend: Backend) -> None:
+def show_run(config: Config, backend: Backend, readers: list[Reader]) -> None:
     """`task=train dry_run=true`: print what would be trained, scored and written, and write nothing."""
-    show_data(config)
+    show_data(config, readers)
     n_parameters = sum(cost.parameters(config.model).values())
     per_token, rate = cost.train_flops_per_token(config.model), backend.flops_per_s()
 
@@ -72,7 +73,7 @@ def show_run(config: Config, backend: Backend) -> None:
     print(f"checkpoints up to {disk / 2**30:.2f} GiB, {checkpoint_bytes / 2**30:.3f} GiB each")
 
 
-def show_data(config: Config) -> None:
+def show_data(config: Config, readers: list[Reader]) -> None:
     """`task=prepare dry_run=true`: print where documents come from, what is prepared already, and the disk it takes."""
     data = config.data
     if (Path(data.out) / "manifest.json").exists():
@@ -89,7 +90,7 @@ def show_data(config: Config) -> None:
         print(f"data {data.name}: would be harvested from this Python installation into {data.harvest['out']}, under 40 MB")
         print(f"  and prepared into {data.out}, under 40 MB, in about half a minute")
         return
-    paths = [Path(node["path"]) for node in data.readers.values() if "path" in node]
-    size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
-    print(f"data {data.name}: {size / 2**20:,.0f} MiB in {', '.join(map(str, paths))}")
+    corpora = [reader.identity() for reader in readers]
+    size = sum(sum(corpus["files"].values()) for corpus in corpora)
+    print(f"data {data.name}: {size / 2**20:,.0f} MiB in {', '.join(corpus['path'] for corpus in corpora)}")
     print(f"  would be prepared into {data.out}: about {size * width / 2**20:,.0f} MiB, in about {clock(size / 1e6)}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crystal.config import ScaleConfig, require
-from crystal.data.loader import Entry
+from crystal.data.loader import Change, Entry
 from crystal.schedule import Piece, Schedule
-from crystal.stageconfig import StageConfig
+from crystal.stageconfig import MixtureEntry, StageConfig
 from stages.published import CURRICULUM_TOKENS
 
 
@@ -24,6 +24,7 @@ class Recipe:
     tokens: int
     schedule: Schedule
     entries: list[Entry]
+    changes: list[Change]
 
 
 def recipe(stage: StageConfig, scale: ScaleConfig) -> Recipe:
@@ -38,5 +39,12 @@ def recipe(stage: StageConfig, scale: ScaleConfig) -> Recipe:
         "raise tokens, or lower scale.batch_rows or scale.seq_len",
     )
     pieces = [Piece(piece.start * scale.lr_factor, piece.end * scale.lr_factor, piece.tokens * factor / batch_tokens) for piece in stage.lr]
-    entries = [Entry(name, entry.parts, entry.weight, entry.fim, (entry.slice[0], entry.slice[1])) for name, entry in stage.mixture.items()]
-    return Recipe(stage, n_steps, n_steps * batch_tokens, Schedule(pieces), entries)
+    for number, change in enumerate(stage.changes):
+        got = f"stages.{stage.name}.changes.{number}.from_step={change.from_step}"
+        require(change.from_step < n_steps, got, f"a step below {n_steps:,}, where the stage ends", "leave that change out, or mend it")
+    changes = [Change(change.from_step * scale.batch_rows, tuple(_entries(change.mixture))) for change in stage.changes]
+    return Recipe(stage, n_steps, n_steps * batch_tokens, Schedule(pieces), _entries(stage.mixture), changes)
+
+
+def _entries(mixture: dict[str, MixtureEntry]) -> list[Entry]:
+    return [Entry(name, entry.parts, entry.weight, entry.fim, (entry.slice[0], entry.slice[1])) for name, entry in mixture.items()]

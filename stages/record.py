@@ -21,6 +21,7 @@ from crystal.model.cost import parameters
 from crystal.runlog import flattened, read_json, write_json
 from crystal.stageconfig import StageConfig
 
+BEFORE_THE_CHOICE = {"attention": "full", "changes": []}  # what a run had that does not say it
 PACKAGES = ("torch", "numpy", "tokenizers", "mup", "hydra-core")
 
 
@@ -59,7 +60,8 @@ def git_commit() -> str | None:
 def run_numbers(config: Config) -> dict[str, Any]:
     """The settings that decide a run's numbers, but for those of its stages."""
     scale = {key: getattr(config.scale, key) for key in ("tokens", "batch_rows", "seq_len", "lr_factor")}
-    return {"model": asdict(config.model), "scale": scale, "optim": asdict(config.optim), "data": config.data.name, "seed": config.run.seed}
+    chosen = {"attention": config.attention, "data": config.data.name, "seed": config.run.seed}
+    return {"model": asdict(config.model), "scale": scale, "optim": asdict(config.optim)} | chosen
 
 
 def stage_numbers(config: Config, stage: StageConfig) -> dict[str, Any]:
@@ -145,13 +147,28 @@ def only_process(run_dir: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def refuse_other_numbers(path: Path, numbers: dict[str, Any]) -> None:
-    """Raise UserError, naming the keys, where `path` holds other settings; nothing is wrong where it is not there."""
-    before = {key: value for key, value in read_json(path, numbers).items() if key in numbers}
+    """Raise UserError, naming the keys, where `path` holds other settings; nothing is wrong where it is not there.
+
+    A change of the mixture at a step that its stage has not reached may come, go and be another one.
+    """
+    before = {key: value for key, value in (BEFORE_THE_CHOICE | read_json(path, numbers)).items() if key in numbers}
     if "model" in before:
         before["model"] = asdict(checkpoint.kept_model(before["model"], path))
+    if "changes" in before:
+        before["fim"] = {"style": "lossless"} | before["fim"]  # the only one that there was
+        n_steps = trained_steps(path.parent)
+        before, numbers = (
+            kept | {"changes": [change for change in kept["changes"] if change["from_step"] < n_steps]} for kept in (before, numbers)
+        )
     different = [f"{key}={ours} (there: {theirs})" for key, theirs, ours in differences(before, numbers)]
     got = f"{path.parent} was started with other settings: {', '.join(different[:4])}"
     require(not different, got, "the same settings", "give another run.dir, or delete that folder")
+
+
+def trained_steps(stage_dir: Path) -> int:
+    """Steps of a stage that its directory holds: all, or those up to its newest checkpoint."""
+    last = checkpoint.latest(stage_dir / "checkpoints")
+    return int(read_json(stage_dir / "summary.json", {"steps": 0 if last is None else last.name.removeprefix("step-")})["steps"])
 
 
 def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
@@ -160,8 +177,11 @@ def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
     write_json(path, numbers)
 
 
-def refuse_other_data(before: dict[str, Any], now: dict[str, Any], *, where: str) -> None:
-    """Raise UserError where a checkpoint was trained on other data than the loader gives, naming what differs."""
+def refuse_other_data(before: dict[str, Any], now: dict[str, Any], *, n_samples: int, where: str) -> None:
+    """Raise UserError where a checkpoint's first `n_samples` were not those that the loader gives, naming what differs."""
+    before, now = (
+        data | {"changes": [change for change in data.get("changes", []) if change["first_sample"] < n_samples]} for data in (before, now)
+    )
     different = [key for key, _, _ in differences(before, now)]
     got = f"{where} was trained on other data ({', '.join(different[:4])} differ)"
     require(not different, got, "the data it was trained on", "prepare that data again, or start in another run.dir")

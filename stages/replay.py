@@ -62,19 +62,26 @@ def lr_groups(model: ModelConfig, optim: AdamWConfig) -> dict[str, dict]:
 
 def rows(course: Course) -> Iterator[list[str]]:
     """The header, then a row for every step: floats in full, tokens counted from the first stage's beginning to after the step."""
-    sources = list(dict.fromkeys(entry.name for made in course.recipes for entry in made.entries))
+    sources = list(dict.fromkeys(name for made in course.recipes for _, mixture in _phases(made) for name in mixture))
     lr_names, share_names = [f"lr.{name}" for name in course.groups], [f"share.{name}" for name in sources]
     yield ["stage", "step", "tokens", "lr", *lr_names, *share_names, "fim_rate", "spm_rate"]
     tokens, groups = 0, list(course.groups.values())
     for made in course.recipes:
-        shares = {entry.name: entry.weight for entry in made.entries}
-        fim = made.stage.fim
-        same = [repr(float(value)) for value in (*(shares.get(name, 0.0) for name in sources), fim.rate, fim.spm_rate)]
+        fim, phases = made.stage.fim, _phases(made)
         for step in range(made.n_steps):
+            if phases and step == phases[0][0]:
+                shares = phases.pop(0)[1]
+                same = [repr(float(value)) for value in (*(shares.get(name, 0.0) for name in sources), fim.rate, fim.spm_rate)]
             lr = made.schedule.lr(step)
             set_lr(groups, lr)
             tokens += made.tokens // made.n_steps
             yield [made.stage.name, str(step), str(tokens), repr(lr), *(repr(group["lr"]) for group in groups), *same]
+
+
+def _phases(made: Recipe) -> list[tuple[int, dict[str, float]]]:
+    """From which step on which shares hold."""
+    mixtures = [(0, made.stage.mixture), *((change.from_step, change.mixture) for change in made.stage.changes)]
+    return [(step, {name: entry.weight for name, entry in mixture.items()}) for step, mixture in mixtures]
 
 
 def _configured(config: Config) -> Course:

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from benchmarks.code.problems import BenchmarkAbsent
 from benchmarks.code.score import absent, score
 from crystal.config import EvalConfig
-from crystal.data.loader import Entry, Loader
+from crystal.data.loader import Change, Entry, Loader
 from crystal.data.ngram import ngram_losses
 from crystal.data.shards import Prepared
 from crystal.generate import Completer
@@ -100,9 +100,12 @@ def _trained_rows(run_dir: Path, prepared: Prepared, *, upto: str) -> Iterator[n
         summary = json.loads(path.read_text())
         if summary["stage"] > upto:
             return
-        mixture = summary["mixture"]
-        entries = [Entry(e["name"], e["parts"], e["weight"], slice=tuple(e["slice"])) for e in mixture]
-        loader = Loader(prepared, entries, seed=summary["seed"], batch_rows=1)
-        n_samples = sum(e["samples"] for e in mixture)
+        changes = [Change(change["first_sample"], tuple(_entries(change["mixture"]))) for change in summary.get("changes", [])]
+        loader = Loader(prepared, _entries(summary["mixture"]), seed=summary["seed"], batch_rows=1, changes=changes)
+        n_samples = summary["tokens"] // prepared.seq_len
         for first in range(0, n_samples, BLOCK_ROWS):
             yield loader.rows(first, min(BLOCK_ROWS, n_samples - first))
+
+
+def _entries(mixture: list[dict[str, Any]]) -> list[Entry]:
+    return [Entry(e["name"], e["parts"], e["weight"], slice=tuple(e["slice"])) for e in mixture]

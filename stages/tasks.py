@@ -21,9 +21,10 @@ from benchmarks.code.problems import BenchmarkAbsent
 from crystal import machine
 from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.adopt import adopt
+from crystal.data.decontaminate import Decontaminator, Problem
 from crystal.data.hdf5 import listed
 from crystal.data.loader import resolve_entries
-from crystal.data.prepare import prepare
+from crystal.data.prepare import Settings, prepare
 from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
 from crystal.model.cost import memory_bytes, train_flops_per_token
@@ -57,7 +58,7 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
         from stages.plan import show_run
 
         refuse_missing_corpus(config)
-        show_run(config, backend) if config.sweep is None else show_point(config, backend)
+        show_run(config, backend, readers_of(config.data)) if config.sweep is None else show_point(config, backend)
         return
     if status := point_status(config):
         print(f"{config.run.dir}: {status}, skipped")
@@ -140,7 +141,9 @@ def instantiated(node: dict, key: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}._target_={name} ({error}); expected package.module.Class; mend it, or install the package") from error
     if is_dataclass(target):  # its fields say which options there are, and of what type
-        OmegaConf.merge({key: OmegaConf.structured(target)}, {key: {name: value for name, value in node.items() if name != "_target_"}})
+        known = OmegaConf.structured(target)
+        OmegaConf.set_readonly(known, False)  # a frozen one is read-only
+        OmegaConf.merge({key: known}, {key: {name: value for name, value in node.items() if name != "_target_"}})
     try:
         return instantiate(node, _convert_="all")  # plain lists and dicts, which go into json and to other processes
     except InstantiationException as error:
@@ -155,7 +158,7 @@ def prepare_only(config: Config) -> None:
         from stages.plan import show_data
 
         refuse_missing_corpus(config)
-        show_data(config)
+        show_data(config, readers_of(config.data))
         return
     print(f"prepared: {prepared_data(config).folder}")
 
@@ -163,6 +166,25 @@ def prepare_only(config: Config) -> None:
 def readers_of(data: DataConfig) -> list[Reader]:
     """The configured document readers."""
     return [instantiated(node, f"data.readers.{name}") for name, node in data.readers.items()]
+
+
+def decontaminator_of(data: DataConfig) -> Decontaminator | None:
+    """What finds the configured benchmarks' problems in documents; UserError where a benchmark cannot be had."""
+    problems = []
+    for name, node in data.decontaminate.against.items():
+        if node is None:
+            continue
+        key = f"data.decontaminate.against.{name}"
+        try:
+            found = instantiated(node, key).problems()
+        except BenchmarkAbsent as error:
+            raise UserError(f"{key}: {error.reason.replace(f'eval.benchmarks.{name}', key)}, or leave it out with {key}=null") from error
+        problems += [Problem(problem.task_id, problem.statement, problem.canonical) for problem in found]
+    if not problems:
+        return None
+    decontaminator = Decontaminator(problems, n=data.decontaminate.ngram)
+    decontaminator.hits([])  # compiled once, before there are many processes
+    return decontaminator
 
 
 def refuse_missing_corpus(config: Config) -> None:
@@ -208,9 +230,14 @@ def _prepared_data(config: Config, data: DataConfig) -> Prepared:
         if with_fim:
             tell(f"rows of HDF5 files are taken as they are: fill-in-the-middle of stage {', '.join(with_fim)} is what the files hold")
     else:
+        settings = Settings(
+            config.scale.seq_len, data.vocab_size, data.holdout, data.valid_rows, packing=data.packing, fim_room=data.fim_room,
+            dedup=data.dedup, contaminated=data.decontaminate.action, on_broken=data.on_broken,
+        )  # fmt: skip
         prepare(
-            readers_of(data), Path(data.out), seq_len=config.scale.seq_len, tokenizer=tokenizer, vocab_size=data.vocab_size,
-            holdout=data.holdout, valid_rows=data.valid_rows, label=data.label, progress=tell,
+            readers_of(data), Path(data.out), settings, tokenizer=tokenizer, label=data.label, progress=tell,
+            executor=instantiated(config.executor, "executor"),
+            decontaminator=None if data.decontaminate.action == "ignore" else decontaminator_of(data),
         )  # fmt: skip
     return Prepared.open(data.out, verify=data.verify)
 

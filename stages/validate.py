@@ -27,7 +27,7 @@ def validate(config: Config) -> None:
     failed = []
     for name, stage in config.stages.items():
         spec = TrainSpec(config.model, derive(config.model), config.optim, recipe(stage, config.scale).schedule, rows, config.run.seed)
-        found = backend.lower(spec, folder / f"stage{name}")
+        found = backend.lower(spec, folder / f"stage{name}", documents=config.attention == "document")
         operations = found["operations"]
         failed += [f"stage {name}: {wrong}" for wrong in found["wrong"]]
         parts = ", ".join(f"{key} {operations[key]:,}" for key in SHOWN if key in operations)

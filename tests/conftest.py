@@ -97,7 +97,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_overrides(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A training run of 6 + 16 + 2 steps of 2 rows of 64 tokens, one to two seconds; give it a run.dir. Its data is prepared once."""
     return [
-        "data=crystalcoder", f"data.root={corpus}", f"data.out={tmp_path_factory.mktemp('prepared') / 'rows'}", "data.holdout=0.1",
+        "data=crystalcoder", f"data.root={corpus}", "data.decontaminate.action=ignore", "executor.workers=1",
+        f"data.out={tmp_path_factory.mktemp('prepared') / 'rows'}", "data.holdout=0.1",
         f"data.vocab_size={VOCAB_SIZE}", f"model.vocab_size={VOCAB_SIZE}", "data.valid_rows=2", "eval=none",
         "eval.max_new_tokens=16", "model.d_model=32", "model.n_layers=1", "model.n_heads=2", "model.d_ffn=64",
         "scale.seq_len=64", "scale.batch_rows=2", "scale.save_every=4", "tokens=3072",

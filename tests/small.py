@@ -5,6 +5,7 @@ The surprise: nothing here is Crystal's initialisation, which leaves biases at 0
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,3 +54,9 @@ def small_batches(config: ModelConfig, n: int, *, rows: int = 4, seed: int = 0) 
         mask_BT = (rng.random((rows, config.seq_len)) > 0.1).astype(np.float32)
         batches.append(Batch(ids_BS[:, :-1], ids_BS[:, 1:], mask_BT))
     return batches
+
+
+def in_documents(batches: list[Batch]) -> list[Batch]:
+    """The same, for attention=document: a new document behind every multiple of 7."""
+    ends = [batch.inputs_BT % 7 == 0 for batch in batches]
+    return [replace(batch, documents_BT=end.cumsum(1, dtype=np.int32) - end) for batch, end in zip(batches, ends, strict=True)]

@@ -14,11 +14,13 @@ from backends.cpu import CpuBackend, CpuEngine, bf16_instructions
 from backends.cuda import CudaBackend
 from backends.cuda.engine import ShardedEngine
 from crystal.config import UserError
+from crystal.data.loader import Batch
 from crystal.engine import Engine, TrainSpec
-from tests.small import small_batches, small_spec
+from tests.small import in_documents, small_batches, small_spec
 
 SPEC = small_spec()
 BATCHES = small_batches(SPEC.model, 10)
+IN_DOCUMENTS = in_documents(BATCHES)
 
 
 def cpu(spec: TrainSpec = SPEC, dtype: str = "float32") -> CpuEngine:
@@ -36,9 +38,9 @@ def leave_no_process_group():
         dist.destroy_process_group()
 
 
-def train(engine: Engine, first: int = 0, end: int = 5) -> list[tuple[float, float]]:
+def train(engine: Engine, first: int = 0, end: int = 5, *, batches: list[Batch] = BATCHES) -> list[tuple[float, float]]:
     """(loss, gradient norm) of the steps from `first` to `end`."""
-    results = [engine.step(batch) for batch in engine.feed(iter(BATCHES[first:end]), end - first)]
+    results = [engine.step(batch) for batch in engine.feed(iter(batches[first:end]), end - first)]
     return [(float(result.loss), float(result.grad_norm)) for result in results]
 
 
@@ -100,6 +102,15 @@ def test_accumulated_micro_batches_are_the_whole_batch(micro_rows):
     assert_same(whole, parts, tolerance=1e-5, but_for="attn.k.bias")
 
 
+@pytest.mark.parametrize("micro_rows", [None, 1])
+def test_attention_within_documents_in_the_sharded_engine(micro_rows):
+    one, other = cpu(), sharded(micro_rows=micro_rows)
+    results = train(one, batches=IN_DOCUMENTS)
+    assert train(other, batches=IN_DOCUMENTS) == [pytest.approx(pair, rel=1e-5) for pair in results]
+    assert_same(one, other, tolerance=1e-5, but_for="attn.k.bias")
+    assert results[0] != pytest.approx(train(cpu(), end=1)[0], rel=1e-3), "the documents make a difference"
+
+
 def test_micro_rows_must_divide_the_batch():
     with pytest.raises(UserError, match="backend.micro_rows=3; expected a divisor of the batch's 4 rows"):
         sharded(micro_rows=3)
@@ -147,18 +158,19 @@ def test_a_state_dict_is_a_copy():
         assert not torch.equal(engine.state_dict()["embed.weight"], kept["embed.weight"])
 
 
+@pytest.mark.parametrize("batches", [BATCHES, IN_DOCUMENTS], ids=["full", "document"])
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_evaluation_is_the_training_loss_and_changes_nothing(engine, tmp_path):
+def test_evaluation_is_the_training_loss_and_changes_nothing(engine, batches, tmp_path):
     trained = engine()
     train(trained)
     before = trained.state_dict()
-    loss, labels = trained.evaluate(iter(BATCHES[5:7]))
+    loss, labels = trained.evaluate(iter(batches[5:7]))
     assert labels == sum(batch.mask_BT.sum() for batch in BATCHES[5:7])
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items()) and trained.step_count == 5
     still = engine(small_spec(lr=0.0))  # so both training steps see the same weights
     trained.save(tmp_path)
     still.load(tmp_path, optimizer=False)
-    summed = sum(loss for loss, _ in train(still, 5, 7)) * BATCHES[0].labels_BT.size
+    summed = sum(loss for loss, _ in train(still, 5, 7, batches=batches)) * BATCHES[0].labels_BT.size
     assert loss == pytest.approx(summed, rel=1e-6)
 
 

@@ -74,6 +74,7 @@ class Texts:
 @example(prompt="", suffix="'")
 @example(prompt="\\${a}\\\\'", suffix="\\\\\\")
 @example(prompt="null", suffix="1e3")
+@example(prompt="\\\n", suffix="")
 @example(prompt="def f(x):\n    return {x: '${y}'}\n", suffix="# ,[=")
 def test_any_text_arrives_unchanged(prompt: str, suffix: str) -> None:
     assume(not any(text.startswith("@") or text == "-" for text in (prompt, suffix)))

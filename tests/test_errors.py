@@ -103,6 +103,7 @@ model.seq_len=32                                        | model.seq_len=32, scal
 model=100m                                              | scale, minutes, published
 devices=3 scale.batch_rows=8                            | devices=3, scale.batch_rows=8
 devices=0                                               | devices=0, above 0
+attention=causal                                        | attention=causal, full or document
 plan.mfu=2                                              | plan.mfu=2
 init_from=DIR                                           | init_from=DIR, stage=1, 2 or 3
 init_from=DIR stage=2                                   | DIR, checkpoints/step-
@@ -228,9 +229,9 @@ BROKEN: list[tuple[str, Callable[[], object], str, str]] = [
     ("not a tokenizer", lambda: cut(only("corpus/tokenizer/*")), NEW, "corpus/tokenizer/tokenizer.json, not a tokenizer"),
     ("too few ids", lambda: None, f"{NEW} data.vocab_size=300", "352 ids, 300"),
     ("no data target", lambda: None, f"{NEW} data.readers.starcoder._target_=my.Reader", "data.readers.starcoder._target_=my.Reader"),
-    ("damaged shard", lambda: flip(only("rows/train/starcoder/css/*")), AGAIN, "rows/train/starcoder/css/00000.npy, corrupt"),
-    ("cut shard", lambda: cut(only("rows/train/starcoder/css/*")), AGAIN, "rows/train/starcoder/css/00000.npy, bytes"),
-    ("missing shard", lambda: only("rows/valid/starcoder/css/*").unlink(), AGAIN, "rows/valid/starcoder/css/00000.npy, missing"),
+    ("damaged shard", lambda: flip(only("rows/train/starcoder/css/0*")), AGAIN, "rows/train/starcoder/css/00000.npy, corrupt"),
+    ("cut shard", lambda: cut(only("rows/train/starcoder/css/0*")), AGAIN, "rows/train/starcoder/css/00000.npy, bytes"),
+    ("missing shard", lambda: only("rows/valid/starcoder/css/0*").unlink(), AGAIN, "rows/valid/starcoder/css/00000.npy, missing"),
     ("cut manifest", lambda: cut(Path("rows/manifest.json")), AGAIN, "rows/manifest.json, JSON"),
     ("other rows", lambda: None, f"{AGAIN} data.holdout=0.2", "rows, holdout, data.out"),
     ("a folder of something else", lambda: None, "run.dir=new data.out=corpus", "corpus, manifest.json"),
@@ -267,7 +268,9 @@ def test_what_is_there(breaks: Callable[[], object], arguments: str, words: str,
     breaks()
     before = files_below(empty)
     assert_refused(crystal(*place, *arguments.split()), *words.split(", "), progress=True)
-    assert files_below(empty) == before
+    after = files_below(empty)
+    assert {name: data for name, data in after.items() if not name.startswith(".fresh.")} == before  # that is work to be taken up
+    assert not any(name.endswith("manifest.json") for name in after.keys() - before.keys())
 
 
 def test_a_source_without_documents_stops_before_the_first_stage(place: list[str], crystal, empty: Path) -> None:

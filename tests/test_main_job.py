@@ -45,7 +45,7 @@ def test_all_stages_on_real_format_data_with_llamas_tokenizer(crystal, tmp_path)
     result = crystal(
         "data=crystalcoder", f"data.root={SHARED_DATA}", f"data.out={tmp_path / 'rows'}", f"run.dir={run}", "model=tiny", "eval=none",
         "model.d_model=64", "model.n_heads=1", "model.n_layers=1", "model.d_ffn=64", "scale.seq_len=256", "tokens=8000",
-        "data.valid_rows=1",
+        "data.valid_rows=1", f"data.decontaminate.against.mbpp.path={SHARED_DATA}/eval/mbpp.jsonl",
     )  # fmt: skip
     assert result.status == 0, result.err
     assert read_json(run / "run.json", {})["model"]["vocab_size"] == 32032

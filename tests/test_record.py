@@ -52,6 +52,7 @@ def without_new_settings(run: Path) -> Path:
     assert last is not None
     for path in (run / "numbers.json", last / "state.json"):
         content = read_json(path, {})
+        content.pop("attention", None)
         content["model"] = {key: value for key, value in content["model"].items() if key not in NEW_SETTINGS}
         path.write_text(json.dumps(content))
     (last / COMPLETE).write_text("{}")  # nothing to check
@@ -64,12 +65,14 @@ def test_a_run_from_before_the_model_had_all_of_its_settings(crystal, tiny_overr
     shutil.rmtree(run / "stage2")
     last = without_new_settings(run)
     command = [*tiny_overrides, "stage=2", f"run.dir={run}"]
-    result = crystal(*command, "parametrization=sp")
-    assert result.status == 2 and "model.parametrization=sp (there: mup)" in result.err, result
+    for setting, there in (("model.parametrization=sp", "mup"), ("attention=document", "full")):
+        result = crystal(*command, setting)
+        assert result.status == 2 and f"{setting} (there: {there})" in result.err, result
     elsewhere = crystal(*tiny_overrides, "stage=2", f"run.dir={tmp_path / 'fresh'}", f"init_from={last}", "model.depth=completep")
     assert elsewhere.status == 2 and "model.depth=none (configured: completep)" in elsewhere.err, elsewhere
     assert crystal(*command).status == 0
-    assert read_json(run / "numbers.json", {})["model"]["depth"] == "none"
+    kept = read_json(run / "numbers.json", {})
+    assert (kept["model"]["depth"], kept["attention"]) == ("none", "full")
 
 
 def test_a_model_setting_that_this_version_has_not(trained, tmp_path):

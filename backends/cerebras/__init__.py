@@ -77,17 +77,18 @@ class CerebrasBackend(Backend):
         variables = {name: os.pathsep.join(filter(None, (value, os.environ.get(name)))) for name, value in prepended.items()}
         return Environment(found[0], os.environ | variables)
 
-    def lower(self, spec: TrainSpec, artifacts: Path) -> dict[str, Any]:
+    def lower(self, spec: TrainSpec, artifacts: Path, *, documents: bool = False) -> dict[str, Any]:
         """What `backends.cerebras.lowering` finds of a train step, in a process of the SDK's environment that works in `artifacts`.
 
-        `artifacts` is made anew. Raises UserError where there is no such environment; "wrong" of what is returned says what did not lower.
+        documents: attention is confined to them. `artifacts` is made anew. Raises UserError where there is no such environment; "wrong" of
+        what is returned says what did not lower.
         """
         there = self.environment()
         shutil.rmtree(artifacts, ignore_errors=True)  # or an earlier module would be read
         artifacts.mkdir(parents=True)
         told = {
             "model": asdict(spec.model), "adamw": asdict(spec.adamw), "pieces": [asdict(piece) for piece in spec.schedule.pieces],
-            "batch_rows": spec.batch_rows, "mode": "compile" if self.mode == "compile" else "validate",
+            "batch_rows": spec.batch_rows, "documents": documents, "mode": "compile" if self.mode == "compile" else "validate",
             "options": asdict(self.options()) | {"artifact_dir": "artifacts", "device": "csx"},
         }  # fmt: skip
         (artifacts / "step.json").write_text(json.dumps(told, indent=2))

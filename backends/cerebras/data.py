@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from crystal.config import require
-from crystal.data.loader import Entry, Loader, prefetched
+from crystal.data.loader import Change, Entry, Loader
+from crystal.data.prefetch import prefetched
 from crystal.data.shards import Prepared
+from crystal.engine import model_inputs
 
 
 @dataclass(frozen=True)
@@ -29,34 +31,38 @@ class Source:
     batch_rows: int
     fim_rate: float
     spm_rate: float
+    fim_style: str
+    changes: tuple[Change, ...]
+    documents: bool
 
     @classmethod
     def of(cls, loader: Loader) -> Source:
         folder = str(loader.prepared.folder.absolute())
-        return cls(folder, loader.entries, loader.seed, loader.batch_rows, loader.fim_rate, loader.spm_rate)
+        fim = loader.fim_rate, loader.spm_rate, loader.fim_style
+        return cls(folder, loader.entries, loader.seed, loader.batch_rows, *fim, loader.changes, loader.documents)
 
     def loader(self) -> Loader:
         """Not verified again: the process that started the run has."""
         return Loader(
             Prepared.open(self.folder, verify=False), self.entries, seed=self.seed, batch_rows=self.batch_rows,
-            fim_rate=self.fim_rate, spm_rate=self.spm_rate,
+            changes=self.changes, fim_rate=self.fim_rate, spm_rate=self.spm_rate, fim_style=self.fim_style,
+            documents=self.documents,
         )  # fmt: skip
 
 
 class WorkerBatches:
-    """This worker's (inputs_BT int32, labels_BT int32, mask_BT float32) from sample `samples_seen` on: the SDK's RestartableDataLoader."""
+    """This worker's batches from sample `samples_seen` on, as `TrainStep` takes them: the SDK's RestartableDataLoader."""
 
     def __init__(self, source: Source) -> None:
         self.loader, self.samples_seen = source.loader(), 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         from cerebras.pytorch.utils.data import DistributedSampler
 
         endless = range(2**62)  # the mixture has no last sample; the executor knows how many steps there are
         cuts = DistributedSampler(endless, shuffle=False, start_index=self.samples_seen, batch_size=self.loader.batch_rows)
         for batch in prefetched(self.loader.batch(indices[0], len(indices)) for indices in cuts):
-            ids_BT, labels_BT = (torch.from_numpy(ids).to(torch.int32) for ids in (batch.inputs_BT, batch.labels_BT))
-            yield ids_BT, labels_BT, torch.from_numpy(batch.mask_BT)
+            yield tuple(tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor for tensor in model_inputs(batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is after the step that is being saved: the same in every worker."""

@@ -61,7 +61,7 @@ class CerebrasEngine(Engine):
         if self.sdk.is_cpu:  # a system computes the rate before each update
             self.train_step.scheduler.update_last_value()
 
-    def feed(self, batches: Iterable[Batch], n_steps: int, *, save_every: int = 1) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def feed(self, batches: Iterable[Batch], n_steps: int, *, save_every: int = 1) -> Iterator[tuple[Tensor, ...]]:
         import cerebras.pytorch as cstorch
         from cerebras.pytorch.utils.data.utils import Schedule
 
@@ -75,7 +75,7 @@ class CerebrasEngine(Engine):
         with self.options.cluster.refusals(lambda: self.step_count == first):
             yield from cstorch.utils.data.DataExecutor(self.dataloader, num_steps=n_steps, checkpoint_steps=saves)
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> Metrics:
+    def step(self, batch: tuple[Tensor, ...]) -> Metrics:
         metrics = Metrics(*self.train_step(*batch))
         self._count(self.train_step.scheduler.last_epoch)
         return metrics

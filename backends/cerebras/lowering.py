@@ -51,12 +51,12 @@ def trace(told: dict[str, Any], config: ModelConfig) -> None:
     log, save = engine.step_closure(_nothing), engine.checkpoint_closure(_nothing)
 
     @engine.trace
-    def step(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    def step(batch: tuple[Tensor, ...]) -> None:
         result = engine.step(batch)
         log(result)
         save(result)
 
-    batches = cstorch.utils.data.DataLoader(_Ones, (spec.batch_rows, config.seq_len))
+    batches = cstorch.utils.data.DataLoader(_Ones, (spec.batch_rows, config.seq_len), told["documents"])
     with options.cluster.refusals():
         for batch in cstorch.utils.data.DataExecutor(batches, num_steps=1):
             step(batch)
@@ -69,13 +69,13 @@ def _nothing(metrics: Metrics) -> None:
 class _Ones:
     """An endless loader of one batch: only its shapes and types matter."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, int], documents: bool) -> None:
+        self.shape, self.documents = shape, documents
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         ids_BT = torch.ones(self.shape, dtype=torch.int32)
         while True:
-            yield ids_BT, ids_BT, torch.ones(self.shape)
+            yield ids_BT, ids_BT, torch.ones(self.shape), *([ids_BT] if self.documents else [])
 
 
 def read_module(artifacts: Path, config: ModelConfig, n_parameters: int) -> dict[str, Any]:

@@ -30,13 +30,14 @@ class Loss(nn.Module):
         super().__init__()
         self.transformer = Transformer(config)
 
-    def forward(self, ids_BT: Tensor, labels_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        losses_N = F.cross_entropy(self.transformer(ids_BT).flatten(0, 1), labels_BT.flatten().long(), reduction="none")
+    def forward(self, ids_BT: Tensor, labels_BT: Tensor, mask_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        logits_BTV = self.transformer(ids_BT, documents_BT=documents_BT)
+        losses_N = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten().long(), reduction="none")
         return (losses_N * mask_BT.flatten()).sum() / ids_BT.numel()
 
 
 class TrainStep:
-    """Calling it with (inputs_BT int32, labels_BT int32, mask_BT float32) takes one step; to be called where the SDK traces.
+    """Calling it with `model_inputs` of a batch, its ids as int32, takes one step; to be called where the SDK traces.
 
     sdk: what `cstorch.backend` returned. dtype: "float32" or what `cstorch.amp.set_half_dtype` takes. with_values: initial weights are
     computed, on the CPU, so that they are every other backend's bit for bit; otherwise they have shapes only.
@@ -66,10 +67,10 @@ class TrainStep:
         scaling = sdk.is_csx and dtype in ("cbfloat16", "float16")
         self.scaler = cstorch.amp.GradScaler(loss_scale="dynamic") if scaling else None
 
-    def __call__(self, inputs_BT: Tensor, labels_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, gradient norm before clipping, and the rate that groups with multiple 1 had, as 0-d tensors."""
         with self.autocast():
-            loss = self.compiled(inputs_BT, labels_BT, mask_BT)
+            loss = self.compiled(*inputs)
         if self.scaler is None:
             loss.backward()
         else:

@@ -19,7 +19,7 @@ from backends.cuda.parallel import parallelize
 from crystal.checkpoint import read_optimizer, read_weights, write_tensors
 from crystal.config import require
 from crystal.data.loader import Batch
-from crystal.engine import LocalEngine, Metrics, TrainSpec
+from crystal.engine import LocalEngine, Metrics, TrainSpec, model_inputs
 from crystal.model.init import initialise
 from crystal.model.transformer import Transformer
 from crystal.optim import named_state, param_groups, set_lr
@@ -54,10 +54,10 @@ class ShardedEngine(LocalEngine):
             yield self._to_device(batch)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, ...]:
-        tensors = map(torch.from_numpy, (batch.inputs_BT, batch.labels_BT, batch.mask_BT))
+        tensors = model_inputs(batch)
         if self.device.type == "cuda":
             return tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
-        return tuple(tensors)
+        return tensors
 
     def step(self, batch: tuple[Tensor, ...]) -> Metrics:
         lr = self.spec.schedule.lr(self.step_count)
@@ -80,8 +80,8 @@ class ShardedEngine(LocalEngine):
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, float]:
         totals = torch.zeros(2, device=self.device, dtype=torch.float64)
         for batch in batches:
-            inputs_BT, labels_BT, mask_BT = self._to_device(batch)
-            totals += torch.stack((self.model(inputs_BT, labels_BT, mask_BT), mask_BT.sum()))
+            ids_BT, labels_BT, mask_BT, *documents = self._to_device(batch)
+            totals += torch.stack((self.model(ids_BT, labels_BT, mask_BT, *documents), mask_BT.sum()))
         dist.all_reduce(totals)
         loss, labels = totals.tolist()
         return loss, labels

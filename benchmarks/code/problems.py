@@ -48,6 +48,8 @@ class Problem:
     stop: tuple[str, ...]
     preamble: str  # what stands before the completion in the program
     check: str  # what stands after it: set-up and tests, which raise unless the completion is right
+    statement: str = ""  # what is asked, without the tests
+    canonical: str = ""  # the published solution
 
     def program(self, completion: str) -> str:
         """The complete program: it reaches its end without an exception if and only if `completion` passes."""
@@ -105,6 +107,8 @@ class HumanEval:
                 stop=HUMANEVAL_STOPS,
                 preamble=task["prompt"],
                 check=f"{task['test']}\ncheck({task['entry_point']})",
+                statement=task["prompt"],
+                canonical=task["canonical_solution"],
             )
             for task in list(read_problems().values())[: self.limit]
         ]
@@ -174,6 +178,8 @@ def _mbpp_problem(row: Mapping[str, Any]) -> Problem:
         stop=MBPP_STOPS,
         preamble="",
         check="\n".join([setup, *tests]),
+        statement=text,
+        canonical=_unix(row["code"]),
     )
 
 

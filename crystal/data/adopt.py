@@ -46,7 +46,7 @@ def adopt(
         "valid_rows": valid_rows,
         "readers": [{"class": "Hdf5", "path": str(root), "files": sizes}],
     }
-    make_whole(out, spec, lambda folder: _write(folder, root, spec, tokenizer, label, progress), progress)
+    make_whole(out, spec, lambda work: _write(work / "out", root, spec, tokenizer, label, progress), progress)
     manifest = read_manifest(out)
     if manifest["root"] != str(root):  # the same files, elsewhere
         write_json(out / "manifest.json", manifest | {"root": str(root)})

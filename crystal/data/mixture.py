@@ -1,23 +1,21 @@
-"""The mixture: a pure function from the global sample index to (stream, epoch, row), in constant memory.
+"""The mixture: a pure function from the global sample index to (stream, epoch, row) and its inverse, in constant memory.
 
-A binary tree splits the indices: a node whose left branch has weight p sends index i left iff floor((i + 1) p) >
-floor(i p), and of the first i indices exactly floor(i p) went left. So every prefix has every stream's share to within
-`Mixture.bound` samples. The surprise: weights are rounded to 2^-31, which makes the arithmetic exact in int64 for any
-index below 2^62 (q num + floor(r num / den) with r, num, den <= 2^31).
+Which stream a sample is of is decided by a tree (`tree.py`), whose counts are within `bound` samples of the weights at every
+prefix; which row, by a keyed permutation for each epoch (`permute.py`). The surprise: weights may change at a sample, and nothing before it
+moves: the tree begins anew there, while each stream goes on where it was.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from crystal.config import UserError
-from crystal.data.permute import key_of, permute
+from crystal.data.permute import key_of, permute, position_of
+from crystal.data.tree import Tree
 
-WHOLE = 1 << 31  # the integer that stands for weight 1
 WEIGHT_TOLERANCE = 1e-3
 
 
@@ -31,50 +29,90 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
-    """`left` gets `left_weight` / `weight` of the node's indices; a branch that is an int is a stream."""
+class _Phase:
+    """From the sample `first` on, the tree's leaf j is stream `numbers[j]`, of which `before[number]` samples came before."""
 
-    left: _Node | int
-    right: _Node | int
-    left_weight: int
-    weight: int
+    first: int
+    tree: Tree
+    numbers: np.ndarray
+    before: np.ndarray
 
-    def left_of(self, n: np.ndarray) -> np.ndarray:
-        """How many of the first n indices go left: floor(n p), exactly."""
-        whole, rest = np.divmod(n, self.weight)
-        return whole * self.left_weight + rest * self.left_weight // self.weight
+    def counts(self, end: int) -> np.ndarray:
+        """How many of the samples below `end` each stream gives, int64 (streams,)."""
+        counts = self.before.copy()
+        counts[self.numbers] += self.tree.counts(end - self.first)
+        return counts
 
 
 class Mixture:
-    """`locate` says which row of which stream a sample is; every epoch of a stream is one permutation of its rows."""
+    """`locate` says which row of which stream a sample is; every epoch of a stream is one permutation of its rows.
 
-    def __init__(self, streams: Sequence[Stream], *, seed: int) -> None:
-        check_weights({stream.name: stream.weight for stream in streams})
-        assert len({stream.name for stream in streams}) == len(streams), "a stream's name keys its order"
-        for stream in streams:
-            if stream.n_rows < 1:
-                raise UserError(f"the stream {stream.name} has no rows; expected at least one; leave it out of the mixture")
-        self.streams = tuple(streams)
-        self.parts = _integer_weights([stream.weight for stream in streams])  # of WHOLE
-        self._keys = [key_of("rows", seed, stream.name) for stream in streams]
-        self._root = _oriented(_tree(self.parts))
-        self.bound = _bound(self._root)
+    `changes`: (first sample, streams from there on), in order. `streams` are then all that occur, each once by its name, with the weight
+    it first had.
+    """
+
+    def __init__(self, streams: Sequence[Stream], *, seed: int, changes: Sequence[tuple[int, Sequence[Stream]]] = ()) -> None:
+        mixtures, by_name = [(0, streams), *changes], dict[str, Stream]()
+        for _, some in mixtures:
+            check_weights({stream.name: stream.weight for stream in some})
+            assert len({stream.name for stream in some}) == len(some), "a stream's name keys its order"
+            for stream in some:
+                if stream.n_rows < 1:
+                    raise UserError(f"the stream {stream.name} has no rows; expected at least one; leave it out of the mixture")
+                assert by_name.setdefault(stream.name, stream).n_rows == stream.n_rows, "a stream keeps its rows"
+        self.streams = tuple(by_name.values())
+        numbers = {name: number for number, name in enumerate(by_name)}
+        self._n_rows = np.array([stream.n_rows for stream in self.streams], np.int64)
+        self._keys = np.array([key_of("rows", seed, stream.name) for stream in self.streams], np.uint64)
+        self._phases: list[_Phase] = []
+        before = np.zeros(len(self.streams), np.int64)
+        for first, some in mixtures:
+            before = self._phases[-1].counts(first) if self._phases else before
+            own = np.array([numbers[stream.name] for stream in some], np.int64)
+            self._phases.append(_Phase(first, Tree([stream.weight for stream in some]), own, before))
+        self._firsts = np.array([phase.first for phase in self._phases], np.int64)
+        assert (np.diff(self._firsts) > 0).all(), "changes come in order, after sample 0"
+
+    @property
+    def bound(self) -> float:
+        """Counted from a change on, every stream has its share of the samples to within so many, wherever one stops."""
+        return max(phase.tree.bound for phase in self._phases)
 
     def locate(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For global sample indices (n,): stream number, epoch, row in the stream, each int64 (n,)."""
         index = np.asarray(index, dtype=np.int64)
-        stream, epoch, row = (np.empty_like(index) for _ in range(3))
-        for k, place, local in _walk(self._root, np.arange(len(index)), index):
-            n_rows = self.streams[k].n_rows
-            stream[place] = k
-            epoch[place], position = np.divmod(local, n_rows)
-            row[place] = permute(position, n_rows, key=self._keys[k], epochs=epoch[place])
-        return stream, epoch, row
+        stream, local = np.empty_like(index), np.empty_like(index)
+        phase_of = np.searchsorted(self._firsts, index, side="right") - 1
+        for number, phase in enumerate(self._phases):
+            here = np.flatnonzero(phase_of == number)
+            if len(here):
+                leaf, before = phase.tree.locate(index[here] - phase.first)
+                stream[here] = phase.numbers[leaf]
+                local[here] = before + phase.before[stream[here]]
+        n_rows = self._n_rows[stream]
+        epoch, position = np.divmod(local, n_rows)
+        return stream, epoch, permute(position, n_rows, keys=self._keys[stream], epochs=epoch)
+
+    def index_of(self, stream: int, epoch: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """The inverse of `locate`: the global sample indices (n,) of a stream's rows (n,); -1 for what changes leave out for good."""
+        epoch, row = (np.asarray(values, dtype=np.int64) for values in (epoch, row))
+        n_rows = np.full_like(row, self._n_rows[stream])
+        local = epoch * n_rows + position_of(row, n_rows, keys=np.full(len(row), self._keys[stream]), epochs=epoch)
+        index = np.full_like(local, -1)
+        for number, phase in enumerate(self._phases):
+            leaf = np.flatnonzero(phase.numbers == stream)
+            if not len(leaf):
+                continue
+            last = number == len(self._phases) - 1
+            end = np.inf if last else self._phases[number + 1].before[stream]
+            here = (local >= phase.before[stream]) & (local < end)
+            index[here] = phase.first + phase.tree.index_of(int(leaf[0]), local[here] - phase.before[stream])
+        return index
 
     def samples(self, n: int) -> dict[str, int]:
-        """How many of the first n samples each stream gives: within `bound` of n * parts / WHOLE."""
-        counts = dict(_counts(self._root, n))
-        return {stream.name: counts[k] for k, stream in enumerate(self.streams)}
+        """How many of the first n samples each stream gives."""
+        phase = self._phases[int(np.searchsorted(self._firsts, n, side="right")) - 1]
+        return dict(zip((stream.name for stream in self.streams), phase.counts(n).tolist(), strict=True))
 
     def epochs(self, n: int) -> dict[str, float]:
         """How many times the first n samples go through each stream."""
@@ -90,74 +128,3 @@ def check_weights(weights: dict[str, float]) -> None:
     total = sum(weights.values())
     if not abs(total - 1) <= WEIGHT_TOLERANCE:
         raise UserError(f"the mixture's weights sum to {total:.6g}; expected 1; mend the weights of {', '.join(weights)}")
-
-
-def _integer_weights(weights: Sequence[float]) -> list[int]:
-    """Integers >= 1 that sum to WHOLE, by largest remainder."""
-    total = sum(weights)
-    exact = [weight / total * WHOLE for weight in weights]
-    parts = [max(1, int(value)) for value in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda k: (parts[k] - exact[k], k))
-    missing = WHOLE - sum(parts)
-    for k in by_remainder[: max(0, missing)]:
-        parts[k] += 1
-    parts[int(np.argmax(parts))] += WHOLE - sum(parts)
-    return parts
-
-
-def _tree(weights: Sequence[int]) -> _Node | int:
-    """Huffman's tree: heavy streams near the root, where the deviations are small."""
-    heap: list[tuple[int, int, _Node | int]] = [(weight, k, k) for k, weight in enumerate(weights)]
-    heapq.heapify(heap)
-    order = len(heap)
-    while len(heap) > 1:
-        light, _, right = heapq.heappop(heap)
-        heavy, _, left = heapq.heappop(heap)
-        heapq.heappush(heap, (light + heavy, order, _Node(left, right, heavy, light + heavy)))
-        order += 1
-    return heap[0][2]
-
-
-def _oriented(node: _Node | int, low: float = 0.0, high: float = 0.0) -> _Node | int:
-    """The tree with branches swapped where that keeps a heavy branch's deviations (see `_bound`) on both sides of 0."""
-    if isinstance(node, int):
-        return node
-    left, right, weight = node.left, node.right, node.left_weight
-    if -low > high:
-        left, right, weight = right, left, node.weight - weight
-    p = weight / node.weight
-    left = _oriented(left, p * low - 1, p * high)
-    return _Node(left, _oriented(right, (1 - p) * low, (1 - p) * high + 1), weight, node.weight)
-
-
-def _walk(node: _Node | int, place: np.ndarray, index: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(stream, places in the batch, indices within the stream) of every stream that the indices reach."""
-    if isinstance(node, int):
-        return [(node, place, index)]
-    before = node.left_of(index)
-    left = node.left_of(index + 1) > before
-    found = []
-    if left.any():
-        found += _walk(node.left, place[left], before[left])
-    if not left.all():
-        found += _walk(node.right, place[~left], (index - before)[~left])
-    return found
-
-
-def _counts(node: _Node | int, n: int) -> list[tuple[int, int]]:
-    if isinstance(node, int):
-        return [(node, n)]
-    left = n * node.left_weight // node.weight
-    return _counts(node.left, left) + _counts(node.right, n - left)
-
-
-def _bound(node: _Node | int, low: float = 0.0, high: float = 0.0) -> float:
-    """The largest |count - n weight| that can occur, by intervals down the tree.
-
-    If a node's count is off by e in [low, high], its left branch is off by p e - f and its right branch by
-    (1 - p) e + f, with one f in [0, 1) for the rounding of the node itself.
-    """
-    if isinstance(node, int):
-        return max(-low, high)
-    p = node.left_weight / node.weight
-    return max(_bound(node.left, p * low - 1, p * high), _bound(node.right, (1 - p) * low, (1 - p) * high + 1))

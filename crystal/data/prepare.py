@@ -1,83 +1,231 @@
-"""Prepare: readers' documents -> tokenizer.json, shards, manifest.json, in one pass, whole or not at all.
+"""Prepare: readers' documents -> tokenizer.json, shards, indices, manifest.json; whole or not at all.
 
-Which side a document is on (train or validation) is decided by a hash of its text, so a text that occurs twice is never
-on both. The surprise: the paths of the corpora are recorded but not compared: the same files
-elsewhere are the same data.
+Passes, each a step that an executor runs in as many tasks as it likes: leave out duplicates, encode, plan, fill. The surprise: a kill loses
+nothing. The work lies beside `out` under a name that its settings make, and the same command takes up what is whole there. The paths of
+the corpora are recorded but not compared: the same files elsewhere are the same data.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crystal.config import UserError
-from crystal.data.pack import CodePacker, Packer, TextPacker
+from crystal.data.assemble import FillShards, Layout, PlanParts
+from crystal.data.encode import Encode, EncodedFile, InputFile, is_held_out
+from crystal.data.executors import Executor, Here, Step
+from crystal.data.pack import PACKINGS
 from crystal.data.readers import Document, Reader
-from crystal.data.shards import FORMAT, Prepared, ShardWriter, read_manifest, row_dtype
+from crystal.data.shards import FORMAT, Prepared, read_manifest
 from crystal.data.tokenizer import ADDED_TOKENS, FIM_PAD, Tokenizer, load_tokenizer, train_tokenizer
-from crystal.runlog import write_json
+from crystal.data.watch import watched
+from crystal.errors import UserError, require
+from crystal.runlog import read_json, write_json, write_text
 
-BATCH_CHARACTERS = 1 << 20
+if TYPE_CHECKING:
+    from crystal.data.decontaminate import Decontaminator
+
 SAMPLE_BYTES = 12 << 20  # of text, for training a tokenizer
 SAMPLE_FILES = 64  # of each reader
 SAMPLE_DOCUMENT_CHARACTERS = 1 << 16
 PATHS = {"path"}  # of a spec: recorded, not compared
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What decides the rows, besides the documents and the tokenizer.
+
+    `seq_len` in tokens; `holdout`: share of the documents for validation; `valid_rows`: at most so many rows of each source; `packing`
+    and `fim_room`: see `crystal.data.pack`; `dedup`: None, "exact" or "minhash"; `contaminated`: "drop" documents that hold a benchmark's
+    problem, "report" them only, or "ignore" it; `on_broken`: "stop" at a record that cannot be read, or "skip" it.
+    """
+
+    seq_len: int
+    vocab_size: int
+    holdout: float
+    valid_rows: int
+    packing: str = "split"
+    fim_room: bool = True
+    dedup: str | None = None
+    contaminated: str = "drop"
+    on_broken: str = "stop"
+
+    def __post_init__(self) -> None:
+        require(self.seq_len >= 8, f"seq_len is {self.seq_len}", "at least 8 tokens", "raise scale.seq_len")
+        require(0 <= self.holdout < 1, f"holdout is {self.holdout}", "a share in [0, 1)", "mend data.holdout")
+        require(self.valid_rows >= 0, f"valid_rows is {self.valid_rows}", "0 or more", "mend data.valid_rows")
+        dedup, contaminated, on_broken = (None, "exact", "minhash"), ("drop", "report", "ignore"), ("stop", "skip")
+        for name, known in {"packing": PACKINGS, "dedup": dedup, "contaminated": contaminated, "on_broken": on_broken}.items():
+            value = getattr(self, name)
+            require(value in known, f"data.{name}={value}", " or ".join(map(str, known)), f"mend data.{name}")
+
+
 def prepare(
-    readers: Sequence[Reader], out: Path, *, seq_len: int, tokenizer: Path | None, vocab_size: int, holdout: float,
-    valid_rows: int, label: str, progress: Callable[[str], None],
+    readers: Sequence[Reader], out: Path, settings: Settings, *, tokenizer: Path | None, label: str, progress: Callable[[str], None],
+    executor: Executor | None = None, decontaminator: Decontaminator | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepared data in `out`: at once where it is there already for the same corpora and settings.
 
-    `seq_len` in tokens; `tokenizer`: a tokenizer.json, or None to train one of `vocab_size` ids; `holdout`: share of
-    the documents for validation; `valid_rows`: at most so many rows of each source. UserError when `out` holds
-    something else, the tokenizer has more than `vocab_size` ids, or a corpus cannot be read.
+    `tokenizer`: a tokenizer.json, or None to train one of `vocab_size` ids. UserError when `out` holds something else, the tokenizer has
+    more ids than that, or a corpus cannot be read.
     """
-    out = Path(out)
-    _check_settings(seq_len, holdout, valid_rows)
-    spec: dict[str, Any] = {
-        "seq_len": seq_len,
-        "vocab_size": vocab_size,
-        "tokenizer": "trained" if tokenizer is None else load_tokenizer(tokenizer).sha256,
-        "holdout": holdout,
-        "valid_rows": valid_rows,
-        "readers": [reader.identity() for reader in readers],
-    }
-    make_whole(out, spec, lambda folder: _write(folder, readers, spec, tokenizer, label, progress), progress)
+    identities = [reader.identity() for reader in readers]
+    spec: dict[str, Any] = {name: value for name, value in asdict(settings).items() if name != "on_broken"}
+    spec["tokenizer"] = "trained" if tokenizer is None else load_tokenizer(tokenizer).sha256
+    spec["decontaminate"] = None if decontaminator is None else decontaminator.identity()
+    spec["readers"] = identities
+    sizes = [(k, name, size) for k, identity in enumerate(identities) for name, size in identity["files"].items()]
+    files = [InputFile(number, k, name, size) for number, (k, name, size) in enumerate(sizes)]
+
+    def write(work: Path) -> None:
+        _Work(work, readers, files, settings, executor or Here(), decontaminator, progress).write(spec, tokenizer, label)
+
+    make_whole(Path(out), spec, write, progress)
     return Prepared.open(out, verify=False)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """The work on one `out`, in a folder that a restart finds again; `folder`/out is what is moved into place."""
+
+    folder: Path
+    readers: Sequence[Reader]
+    files: Sequence[InputFile]
+    settings: Settings
+    executor: Executor
+    decontaminator: Decontaminator | None
+    progress: Callable[[str], None]
+
+    def write(self, spec: dict[str, Any], source: Path | None, label: str) -> None:
+        """Everything but the move."""
+        self._forget_other_files(trained=source is None)
+        out, settings = self.folder / "out", self.settings
+        tokenizer = self._tokenizer(source, out / "tokenizer.json")
+        size = sum(file.bytes for file in self.files)
+        self.progress(f"{len(self.files):,} files, {size / 1e6:,.1f} MB; tokenizing by {tokenizer.engine}")
+        self._encode(out / "tokenizer.json")
+        layout = Layout(
+            self.folder / "encoded", out, len(self.files), settings.seq_len + 1, settings.vocab_size, settings.packing, settings.valid_rows,
+            tokenizer.special[FIM_PAD], out / "tokenizer.json",
+        )  # fmt: skip
+        code = self._parts()
+        self._run(PlanParts(layout, code), len(code), "plan")
+        entries = {part: read_json(layout.entry_path(part), {}) for part in code}
+        fill = FillShards(layout, {part: entry["rows"] for part, entry in entries.items()})
+        self._run(fill, len(fill.shards()), "fill")
+        for part, number in fill.shards():
+            entries[part].setdefault("shards", []).append(read_json(layout.shard_path(part, number), {}))
+        sides: dict[str, dict[str, Any]] = {"train": {}, "valid": {}}
+        for part, entry in entries.items():
+            side, _, name = part.partition("/")
+            sides[side][name] = {"shards": []} | entry
+        write_manifest(out, spec, label, tokenizer, {"files": [file.name for file in self.files], **sides, "left_out": self._reports(out)})
+        for stray in out.rglob("*.tmp"):  # of tasks that were killed
+            stray.unlink()
+
+    def _forget_other_files(self, *, trained: bool) -> None:
+        """Where an input file has changed since, what was made of all files is made again; what was made of each other one stays."""
+        given = {"files": [[file.name, file.bytes] for file in self.files]}
+        if read_json(self.folder / "files.json", {}) != given:
+            for name in ("parts", "shards", "out", "removed", *(("encoded",) if trained else ())):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "tokenizer.json").unlink(missing_ok=True)
+            write_json(self.folder / "files.json", given)
+
+    def _tokenizer(self, source: Path | None, path: Path) -> Tokenizer:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source is not None:
+            return copied_tokenizer(source, path, self.settings.vocab_size)
+        kept = self.folder / "tokenizer.json"  # of an earlier start: the encoded files are its
+        if not kept.exists():
+            texts = _sample(self.readers, self.settings.holdout)
+            self.progress(f"training a tokenizer of {self.settings.vocab_size} ids on {sum(map(len, texts)) / 1e6:.1f} M characters")
+            train_tokenizer(texts, self.settings.vocab_size, kept)
+        return copied_tokenizer(kept, path, self.settings.vocab_size)
+
+    def _encode(self, tokenizer_path: Path) -> None:
+        settings, removed = self.settings, None
+        if settings.dedup is not None:
+            from crystal.data.dedup import leave_out
+
+            removed = self.folder / "removed"
+            leave_out(self.readers, removed, mode=settings.dedup, run=self._run)
+        encoded = self.folder / "encoded"
+        step = Encode(
+            self.readers, self.files, encoded, tokenizer_path, settings.vocab_size, settings.holdout, settings.on_broken,
+            self.decontaminator, settings.contaminated, removed,
+        )  # fmt: skip
+        with watched(self.files, encoded, self.progress):
+            self._run(step, len(self.files), "encode")
+
+    def _parts(self) -> dict[str, bool]:
+        """The parts of all encoded files, in order, and whether they are packed with room for FIM."""
+        code: dict[str, bool] = {}
+        for file in self.files:
+            for part, entry in EncodedFile(self.folder / "encoded", file.number).about["parts"].items():
+                room = entry["code"] and self.settings.fim_room
+                other = f"{part} is code by one reader and text by another"
+                require(code.setdefault(part, room) == room, other, "one or the other", "give one of them another source")
+        return {part: code[part] for part in sorted(code)}
+
+    def _reports(self, out: Path) -> dict[str, int]:
+        """Write contamination.jsonl and broken.jsonl, a line for each hit and each skipped record; how many documents it was."""
+        lines: dict[str, list[str]] = {"contamination": [], "broken": []}
+        documents = {"duplicates": 0, "contaminated": 0, "broken": 0}
+        for file in self.files:
+            about = EncodedFile(self.folder / "encoded", file.number).about
+            for name, found in (("contamination", about["hits"]), ("broken", about["broken"])):
+                lines[name] += [json.dumps({"file": file.name, **line}, ensure_ascii=False) for line in found]
+            documents["duplicates"] += about["removed"]
+            documents["broken"] += len(about["broken"])
+            documents["contaminated"] += len({hit["place"] for hit in about["hits"]})
+        for name, found in lines.items():
+            write_text(out / f"{name}.jsonl", "".join(line + "\n" for line in found))
+        if any(documents.values()):
+            kept = " (reported, not left out)" if self.settings.contaminated == "report" else ""
+            self.progress(
+                f"left out: {documents['duplicates']:,} duplicates, {documents['contaminated']:,} contaminated documents{kept}, "
+                f"{documents['broken']:,} broken records"
+            )
+        return documents
+
+    def _run(self, step: Step, n_items: int, name: str) -> None:
+        if n_items:
+            logs = self.folder / "logs"
+            self.executor.run(step, n_items, logs / f"{len(list(logs.glob('*'))):03d}-{name}")
+
+
 def make_whole(out: Path, spec: dict[str, Any], write: Callable[[Path], None], progress: Callable[[str], None]) -> None:
-    """Have `write(folder)` make the data and move it to `out` when it is complete; or find data of the same `spec` there."""
+    """Have `write(work)` make the data in work/out and move it to `out`; or find data of the same `spec` there.
+
+    The folder `work` is the same for the same settings, whatever the corpora's files, and stays where `write` fails after something.
+    """
     existing = _existing(out, spec)
     if existing is not None:
         progress(f"{out}: prepared before, {_tokens(existing['train'])} train tokens")
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    work = out.with_name(f".{out.name}.{_key(spec)}.work")
     try:
-        write(temporary)
-        _move(temporary, out, spec)
+        (work / "out").mkdir(parents=True, exist_ok=True)
+        write(work)
+        _move(work / "out", out, spec)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if out.exists() or not any((work / "encoded").glob("*.json")):
+            shutil.rmtree(work, ignore_errors=True)
+        else:
+            progress(f"what is done stays in {work}; the same command goes on with it")
 
 
-def _check_settings(seq_len: int, holdout: float, valid_rows: int) -> None:
-    if seq_len < 8:
-        raise UserError(f"seq_len is {seq_len}; expected at least 8 tokens; raise scale.seq_len")
-    if not 0 <= holdout < 1:
-        raise UserError(f"holdout is {holdout}; expected a share in [0, 1); mend it")
-    if valid_rows < 0:
-        raise UserError(f"valid_rows is {valid_rows}; expected 0 or more; mend data.valid_rows")
+def _key(spec: dict[str, Any]) -> str:
+    readers = [{name: value for name, value in reader.items() if name not in ("files", *PATHS)} for reader in spec["readers"]]
+    return hashlib.sha256(json.dumps(spec | {"readers": readers, "format": FORMAT}, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _existing(out: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
@@ -117,24 +265,6 @@ def _move(temporary: Path, out: Path, spec: dict[str, Any]) -> None:
             raise
 
 
-def _write(
-    folder: Path, readers: Sequence[Reader], spec: dict[str, Any], source: Path | None, label: str,
-    progress: Callable[[str], None],
-) -> None:  # fmt: skip
-    path, vocab_size = folder / "tokenizer.json", spec["vocab_size"]
-    if source is None:
-        texts = _sample(readers, spec["holdout"])
-        progress(f"training a tokenizer of {vocab_size} ids on {sum(map(len, texts)) / 1e6:.1f} M characters")
-        train_tokenizer(texts, vocab_size, path)
-        tokenizer = load_tokenizer(path)
-    else:
-        tokenizer = copied_tokenizer(source, path, vocab_size)
-    sinks = _Sinks(folder, tokenizer, spec)
-    for reader in readers:
-        _encode(reader, sinks, spec["holdout"], progress)
-    write_manifest(folder, spec, label, tokenizer, sinks.close())
-
-
 def copied_tokenizer(source: Path, path: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer `source`, copied to `path`; UserError where it has more than `vocab_size` ids."""
     tokenizer = load_tokenizer(source)
@@ -161,33 +291,6 @@ def write_manifest(folder: Path, spec: dict[str, Any], label: str, tokenizer: To
     write_json(folder / "manifest.json", manifest)
 
 
-def _encode(reader: Reader, sinks: _Sinks, holdout: float, progress: Callable[[str], None]) -> None:
-    """One pass over a corpus; a line of progress when a folder of it is done."""
-    files = reader.files()
-    batch: list[Document] = []
-    n_characters = n_documents = 0
-    for k, file in enumerate(files):
-        for document in reader.read(file):
-            if not document.text:
-                continue
-            batch.append(document)
-            n_characters += len(document.text)
-            n_documents += 1
-            if n_characters >= BATCH_CHARACTERS:
-                sinks.add(reader, batch, holdout)
-                batch, n_characters = [], 0
-        if k + 1 == len(files) or files[k + 1].parent != file.parent:
-            sinks.add(reader, batch, holdout)
-            batch, n_characters = [], 0
-            progress(f"{file.parent}: {n_documents} documents, {_tokens(sinks.train_counts())} train tokens so far")
-            n_documents = 0
-
-
-def _is_held_out(text: str, holdout: float) -> bool:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < holdout * 2**64
-
-
 def _tokens(entries: dict[str, dict[str, Any]]) -> str:
     return f"{sum(entry['tokens'] for entry in entries.values()) / 1e6:.2f} M"
 
@@ -204,94 +307,7 @@ def _sample(readers: Sequence[Reader], holdout: float) -> list[str]:
             for document in reader.read(file):
                 if taken >= quota:
                     break
-                if not _is_held_out(document.text, holdout):
+                if isinstance(document, Document) and document.text is not None and not is_held_out(document, holdout):
                     texts.append(document.text[:SAMPLE_DOCUMENT_CHARACTERS])
                     taken += len(texts[-1])
     return texts
-
-
-class _Sink:
-    """Where one part's documents go: packer, writer, counts. `limit`: most rows to keep, on the validation side."""
-
-    def __init__(self, packer: Packer, writer: ShardWriter, tokenizer: Tokenizer, *, fim_room: bool, limit: int | None) -> None:
-        self._packer, self._writer, self._tokenizer = packer, writer, tokenizer
-        self._fim_room, self._limit = fim_room, limit
-        self._stored = 0  # tokens in the rows written so far
-        self.documents = self.tokens = self.text_bytes = 0
-
-    @property
-    def full(self) -> bool:
-        return self._limit is not None and self._writer.n_rows >= self._limit
-
-    def add(self, text: str, tokens: np.ndarray) -> None:
-        """Take one document; of one that overruns the limit, the part that is stored is counted."""
-        before = self.tokens
-        self._append(self._packer.add(tokens))
-        self.documents += 1
-        self.tokens += len(tokens) + 1
-        self.text_bytes += len(text.encode())
-        if self.full and self._stored < self.tokens:
-            kept = tokens[: self._stored - before]
-            self.documents -= len(kept) == 0
-            self.tokens = self._stored
-            self.text_bytes -= len(text.encode()) - len(self._tokenizer.decode(kept).encode())
-
-    def close(self) -> dict[str, Any]:
-        """The part's entry in the manifest; `tokens` are those stored, padding apart."""
-        if not self.full and (self._fim_room or self._limit is not None):
-            self._append(self._packer.finish())
-        return {
-            "documents": self.documents,
-            "tokens": self._stored,
-            "text_bytes": self.text_bytes,
-            "dropped_tokens": self.tokens - self._stored,
-            "rows": self._writer.n_rows,
-            "fim_room": self._fim_room,
-            "shards": self._writer.close(),
-        }
-
-    def _append(self, rows: np.ndarray) -> None:
-        if self._limit is not None:
-            rows = rows[: self._limit - self._writer.n_rows]
-        self._stored += int((rows != self._tokenizer.special[FIM_PAD]).sum())
-        self._writer.append(rows)
-
-
-class _Sinks:
-    """All parts' sinks, made as their first document comes."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
-        self._folder, self._tokenizer, self._spec = folder, tokenizer, spec
-        self._sinks: dict[str, dict[str, _Sink]] = {"train": {}, "valid": {}}
-
-    def add(self, reader: Reader, batch: Sequence[Document], holdout: float) -> None:
-        """Encode a batch of documents and put each where it belongs; held-out ones of a full source go nowhere."""
-        wanted = []
-        for document in batch:
-            held_out = _is_held_out(document.text, holdout)
-            part = document.source if held_out else reader.part(document)
-            sink = self._sink("valid" if held_out else "train", part, reader)
-            if not sink.full:
-                wanted.append((sink, document.text))
-        encoded = self._tokenizer.encode_batch([text for _, text in wanted])
-        for (sink, text), tokens in zip(wanted, encoded, strict=True):
-            if not sink.full:
-                sink.add(text, tokens)
-
-    def train_counts(self) -> dict[str, dict[str, Any]]:
-        return {name: {"tokens": sink.tokens} for name, sink in self._sinks["train"].items()}
-
-    def close(self) -> dict[str, dict[str, dict[str, Any]]]:
-        return {side: {name: sinks[name].close() for name in sorted(sinks)} for side, sinks in self._sinks.items()}
-
-    def _sink(self, side: str, part: str, reader: Reader) -> _Sink:
-        sinks = self._sinks[side]
-        if part not in sinks:
-            width, dtype = self._spec["seq_len"] + 1, row_dtype(self._spec["vocab_size"])
-            packer = (CodePacker if reader.code else TextPacker)(
-                width, eos_id=self._tokenizer.eos_id, pad_id=self._tokenizer.special[FIM_PAD], dtype=dtype
-            )
-            writer = ShardWriter(self._folder, f"{side}/{part}", width=width, dtype=dtype)
-            limit = self._spec["valid_rows"] if side == "valid" else None
-            sinks[part] = _Sink(packer, writer, self._tokenizer, fim_room=reader.code, limit=limit)
-        return sinks[part]

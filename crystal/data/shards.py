@@ -1,32 +1,31 @@
 """Shards: .npy files of rows, written in bounded memory, read as memory maps; `Prepared` is a folder of them.
 
-The surprise: a shard's crc32 is of its rows' bytes, not of the file, so it is known while writing; the header
-is covered by the checks of size and shape. manifest.json is written last: its presence says that the folder is
-complete. It may instead name HDF5 files elsewhere (`adopt.py`), whose rows are finished: ids, loss mask and labels.
+Beside a part's shards lies its index (`index.py`). manifest.json is written last: its presence says that the folder is complete. The
+surprise: it may instead name HDF5 files elsewhere (`adopt.py`), whose rows are finished: ids, loss mask and labels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from crystal.config import UserError, require
 from crystal.data import hdf5
 from crystal.data.fim import FimIds
+from crystal.data.index import INDEX, Index, PieceView
+from crystal.data.npy import REMEDY, verify_npy
 
-FORMAT = 1
+FORMAT = 2
 SHARD_ROWS = 65536
-BUFFER_BYTES = 1 << 20
-HEADER_BYTES = 128
-REMEDY = "delete the folder, or run task=prepare again into another one"
+OPEN_SHARDS = 512  # of one process: a memory map holds its file open, and 1,024 is a usual limit
 
 
 def row_dtype(vocab_size: int) -> np.dtype:
@@ -34,75 +33,37 @@ def row_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-class ShardWriter:
-    """Rows of one part -> <root>/<folder>/00000.npy, 00001.npy, ... of `shard_rows` rows; holds no file open."""
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """The rows [start, end) of one shard, which is opened when one is asked for: a corpus has more shards than a process may open."""
 
-    def __init__(self, root: Path, folder: str, *, width: int, dtype: np.dtype, shard_rows: int = SHARD_ROWS) -> None:
-        self._root, self._folder, self._width, self._dtype, self._shard_rows = root, folder, width, dtype, shard_rows
-        self._buffer: list[np.ndarray] = []
-        self._buffered = self._written = self._crc = 0
-        self.n_rows = 0
-        self.shards: list[dict[str, Any]] = []
+    path: str
+    start: int
+    end: int
 
-    def append(self, rows: np.ndarray) -> None:
-        """Add rows (k, width)."""
-        self.n_rows += len(rows)
-        while len(rows):
-            room = self._shard_rows - self._written - self._buffered
-            self._buffer.append(rows[:room])
-            self._buffered += len(rows[:room])
-            rows = rows[room:]
-            if len(rows) or self._buffered * self._width * self._dtype.itemsize >= BUFFER_BYTES:
-                self._flush()
-            if len(rows):
-                self._end_shard()
+    def __len__(self) -> int:
+        return self.end - self.start
 
-    def close(self) -> list[dict[str, Any]]:
-        """Write what is left; the shards' entries for the manifest."""
-        self._flush()
-        if self._written:
-            self._end_shard()
-        return self.shards
-
-    def _name(self) -> str:
-        return f"{self._folder}/{len(self.shards):05d}.npy"
-
-    def _flush(self) -> None:
-        if not self._buffered:
-            return
-        path = self._root / self._name()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = np.concatenate(self._buffer).astype(self._dtype, copy=False).tobytes()
-        with open(path, "ab") as file:
-            if not self._written:
-                file.write(_header(self._shard_rows, self._width, self._dtype))
-            file.write(data)
-        self._crc = zlib.crc32(data, self._crc)
-        self._written += self._buffered
-        self._buffer, self._buffered = [], 0
-
-    def _end_shard(self) -> None:
-        path = self._root / self._name()
-        with open(path, "r+b") as file:
-            file.write(_header(self._written, self._width, self._dtype))
-        size = path.stat().st_size
-        self.shards.append({"file": self._name(), "rows": self._written, "bytes": size, "crc32": self._crc})
-        self._written = self._crc = 0
+    def __getitem__(self, row: int) -> np.ndarray:
+        found: np.ndarray = _kept_open(self.path)[self.start + row]
+        return found
 
 
-def _header(rows: int, width: int, dtype: np.dtype) -> bytes:
-    """A version 1.0 .npy header of fixed length, so that it can be written anew when the count of rows is known."""
-    text = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, width)})
-    prefix = npy.magic(1, 0) + (HEADER_BYTES - npy.MAGIC_LEN - 2).to_bytes(2, "little")
-    return prefix + text.encode().ljust(HEADER_BYTES - len(prefix) - 1) + b"\n"
+@lru_cache(maxsize=OPEN_SHARDS)
+def _kept_open(path: str) -> np.ndarray:
+    """As a plain array, for a row of a memmap is a memmap, which takes ten times as long to make."""
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 class RowView:
     """Rows of several shards as one sequence: `len(view)`, `view[indices]` -> (n, *row_shape), in the shards' dtype."""
 
-    def __init__(self, pieces: Sequence[np.ndarray | hdf5.Hdf5Rows], row_shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._pieces, self._row_shape, self._dtype = list(pieces), row_shape, dtype
-        self._ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    def __init__(self, pieces: Sequence[ShardRows | hdf5.Hdf5Rows], row_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.pieces = list(pieces)
+        self._row_shape, self._dtype = row_shape, dtype
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        self._ends = np.cumsum(lengths)
+        self._starts = self._ends - lengths
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -112,12 +73,15 @@ class RowView:
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"row indices outside [0, {len(self)})")
-        result = np.empty((len(indices), *self._row_shape), self._dtype)
         piece_of = np.searchsorted(self._ends, indices, side="right")
+        inside = indices - self._starts[piece_of]
+        if len(indices) and isinstance(self.pieces[0], ShardRows):  # one by one: few rows of a batch share a shard
+            rows = [self.pieces[k][row] for k, row in zip(piece_of.tolist(), inside.tolist(), strict=True)]
+            return np.concatenate(rows).reshape(len(rows), *self._row_shape)
+        result = np.empty((len(indices), *self._row_shape), self._dtype)
         for k in np.unique(piece_of).tolist():
             here = np.flatnonzero(piece_of == k)
-            start = int(self._ends[k]) - len(self._pieces[k])
-            result[here] = self._pieces[k][indices[here] - start]
+            result[here] = self.pieces[k][inside[here]]
         return result
 
 
@@ -139,17 +103,21 @@ class Prepared:
         self.row_shape = (3, self.seq_len) if self.finished else (self.seq_len + 1,)
         self.dtype = np.dtype(np.int32) if self.finished else row_dtype(self.vocab_size)
         self.fim_ids = FimIds.of(self.special, self.eos_id)
+        self.files: list[str] = manifest.get("files", [])
         self.train: dict[str, dict[str, Any]] = manifest["train"]
         self.valid: dict[str, dict[str, Any]] = manifest["valid"]
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool) -> Prepared:
-        """Check that every shard is there with its size, and its crc32 too if `verify`; UserError naming the file."""
+        """Check that every shard and index is there with its size, and its crc32 too if `verify`; UserError naming the file."""
         folder = Path(folder)
         prepared = cls(folder, read_manifest(folder))
         entries = (*prepared.train.values(), *prepared.valid.values())  # of finished rows, both sides are in the same files
         for shard in {shard["file"]: shard for entry in entries for shard in entry["shards"]}.values():
-            prepared._check(shard, verify)
+            prepared._check(shard, prepared.row_shape, prepared.dtype, verify)
+        for entry in entries:
+            for key, dtype in INDEX.items() if "index" in entry else ():
+                prepared._check(entry["index"][key], (), dtype, verify)
         return prepared
 
     @property
@@ -162,11 +130,21 @@ class Prepared:
 
     def rows(self, pattern: str, part_slice: tuple[float, float] = (0.0, 1.0)) -> RowView:
         """Train rows of the parts that `pattern` selects; of each part the share [start, end) of its rows."""
-        pieces: list[np.ndarray | hdf5.Hdf5Rows] = []
+        pieces: list[ShardRows | hdf5.Hdf5Rows] = []
         for name in self.parts(pattern):
             start, end = (round(share * self.train[name]["rows"]) for share in part_slice)
             pieces += self._pieces(self.train[name], start, end)
         return RowView(pieces, self.row_shape, self.dtype)
+
+    def pieces(self, pattern: str, part_slice: tuple[float, float] = (0.0, 1.0)) -> PieceView:
+        """The pieces of the rows that `rows` of the same arguments has; rows that other programs made have none."""
+        assert not self.finished, "whose documents nobody knows"
+        parts = []
+        for name in self.parts(pattern):
+            entry = self.train[name]
+            start, end = (round(share * entry["rows"]) for share in part_slice)
+            parts.append((Index(*(np.load(self.root / entry["index"][key]["file"], mmap_mode="r") for key in INDEX)), start, end))
+        return PieceView(parts)
 
     def valid_rows(self, source: str) -> RowView:
         """All validation rows of one source."""
@@ -190,11 +168,11 @@ class Prepared:
         for shard in entry["shards"]:
             low, high = max(start - first, 0), min(end - first, shard["rows"])
             if low < high:
-                pieces.append(np.load(self.root / shard["file"], mmap_mode="r")[low:high])
+                pieces.append(ShardRows(str(self.root / shard["file"]), low, high))
             first += shard["rows"]
         return pieces
 
-    def _check(self, shard: dict[str, Any], verify: bool) -> None:
+    def _check(self, shard: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, verify: bool) -> None:
         path = self.root / shard["file"]
         remedy = f"fetch it again, or delete {self.folder} to take it as it is now" if self.finished else REMEDY
         if not path.is_file():
@@ -204,23 +182,7 @@ class Prepared:
         if verify and self.finished:
             require(hdf5.crc32(path) == shard["crc32"], f"{path} has changed", f"the bytes of crc32 {shard['crc32']}", remedy)
         elif verify:
-            _verify_npy(path, (shard["rows"], *self.row_shape), self.dtype, shard["crc32"])
-
-
-def _verify_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype, crc32: int) -> None:
-    try:
-        rows = np.load(path, mmap_mode="r")
-    except ValueError as error:
-        raise UserError(f"{path} is corrupt ({error}); expected an .npy file; {REMEDY}") from error
-    if rows.shape != shape or rows.dtype != dtype or _crc32(rows) != crc32:
-        raise UserError(f"{path} is corrupt; expected {shape} rows with crc32 {crc32}; {REMEDY}")
-
-
-def _crc32(rows: np.ndarray) -> int:
-    crc = 0
-    for start in range(0, len(rows), 4096):
-        crc = zlib.crc32(rows[start : start + 4096].tobytes(), crc)
-    return crc
+            verify_npy(path, (shard["rows"], *shape), dtype, shard["crc32"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

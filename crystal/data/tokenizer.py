@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crystal.config import UserError
+from crystal.data.bpe import BYTE_TOKENS, SPACE, Bpe
 from crystal.data.optional import need
 from crystal.runlog import write_text
 
@@ -27,8 +29,6 @@ ADDED_TOKENS = (
 FIM_PAD = "<fim_pad>"
 EOS = "</s>"
 BASE_TOKENS = ("<unk>", "<s>", EOS)
-BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
-SPACE = "\u2581"
 # A piece never mixes letters with punctuation, so that no merge can spell <0x41> or </s>.
 PIECES = "|".join(
     (
@@ -44,23 +44,44 @@ ALPHABET_SHARE = 1 / 4  # of the pieces that are learned: at most so many single
 
 
 class Tokenizer:
-    """A loaded tokenizer.json with the 18 added tokens; `special` maps each of them and the base tokens to its id."""
+    """A loaded tokenizer.json with the 18 added tokens; `special` maps each of them and the base tokens to its id.
+
+    It can be pickled. One thread at a time may use it; two processes may, also when forked.
+    """
 
     def __init__(self, inner: Any, sha256: str) -> None:
+        inner.encode_special_tokens = True  # as text; a pickled one has forgotten it
         self._inner = inner
         self.sha256 = sha256
         self.n_ids: int = inner.get_vocab_size(with_added_tokens=True)
         self.special: dict[str, int] = {name: inner.token_to_id(name) for name in (*BASE_TOKENS, *ADDED_TOKENS)}
         self.eos_id = self.special[EOS]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._inner, self.sha256)
+
+    @cached_property
+    def _bpe(self) -> Bpe | None:
+        return Bpe.of(self._inner)
+
+    @property
+    def engine(self) -> str:
+        """What `encode_batch` runs on: "numba", or "tokenizers" where that is not installed or the file is not LLaMA-like.
+
+        To ask takes a second or two, and ten the first time on a machine: numba compiles, and keeps what it has compiled.
+        """
+        return "numba" if self._bpe else "tokenizers"
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 ids of each text, no BOS or EOS; runs on all cores."""
+        """int32 ids of each text, no BOS or EOS; on one core with the engine "numba", else on all. The ids are the same."""
+        if self._bpe:
+            return self._bpe.encode_batch(texts)
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids of one text, no BOS or EOS."""
-        return self.encode_batch([text])[0]
+        """int32 ids of one text, no BOS or EOS; not worth waiting for numba."""
+        return np.array(self._inner.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
         """The text of `ids`. LLaMA's own file strips one leading space, which is its dummy prefix."""
@@ -98,7 +119,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     inner.no_truncation()
     inner.no_padding()
     inner.add_special_tokens(list(BASE_TOKENS + ADDED_TOKENS))
-    inner.encode_special_tokens = True
     return Tokenizer(inner, hashlib.sha256(data).hexdigest())
 
 

@@ -20,14 +20,14 @@ class LayerCache:
         self.k_BHTK = torch.zeros(shape, dtype=dtype, device=device)
         self.v_BHTK = torch.zeros(shape, dtype=dtype, device=device)
 
-    def append(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store the new keys and values; returns all keys and values up to the longest row, and which of them each query sees."""
+    def append(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values; returns all keys and values up to the longest row."""
         rows, positions = torch.arange(len(k_BHTK), device=k_BHTK.device)[:, None], self.owner.positions_BT
         # Indexing two dims around a slice puts the indexed ones first: (B, T, H, K).
         self.k_BHTK[rows, :, positions] = k_BHTK.transpose(1, 2).to(self.k_BHTK.dtype)
         self.v_BHTK[rows, :, positions] = v_BHTK.transpose(1, 2).to(self.v_BHTK.dtype)
         longest = self.owner.seen_B1TS.shape[-1]
-        return self.k_BHTK[:, :, :longest], self.v_BHTK[:, :, :longest], self.owner.seen_B1TS
+        return self.k_BHTK[:, :, :longest], self.v_BHTK[:, :, :longest]
 
 
 class KVCache:
@@ -44,7 +44,7 @@ class KVCache:
         self.longest = 0
 
     def begin(self, n_tokens: int) -> Tensor:
-        """Positions (B, n_tokens) of the next tokens of each row."""
+        """Positions (B, n_tokens) of the next tokens of each row; which keys each of them sees is then in `seen_B1TS`."""
         device = self.lengths_B.device
         self.positions_BT = self.lengths_B[:, None] + torch.arange(n_tokens, device=device)
         self.seen_B1TS = torch.arange(self.longest + n_tokens, device=device) <= self.positions_BT[:, None, :, None]

@@ -19,7 +19,7 @@ from backends.cerebras.data import Source, WorkerBatches
 from backends.cerebras.lowering import MODULE, read_module
 from crystal.config import UserError
 from crystal.data.loader import Entry, Loader
-from crystal.data.prepare import prepare
+from crystal.data.prepare import Settings, prepare
 from crystal.data.readers import Document
 from crystal.data.shards import Prepared
 from tests.cerebras.traced import SMALL
@@ -37,15 +37,15 @@ class Made:
         self.name, self.code = name, code
 
     def identity(self) -> dict[str, Any]:
-        return {"reader": self.name}
+        return {"class": "Made", "path": "", "files": {self.name: 1}}
 
-    def files(self) -> list[Path]:
-        return [Path(self.name)]
+    def files(self) -> list[str]:
+        return [self.name]
 
-    def read(self, file: Path) -> Iterator[Document]:
+    def read(self, file: str) -> Iterator[Document]:
         rng = random.Random(self.name)
         for index in range(80):
-            yield Document(f"{self.name} {index}: " + " ".join(rng.choices(WORDS, k=rng.randint(5, 60))), self.name, str(file), index)
+            yield Document(f"{self.name} {index}: " + " ".join(rng.choices(WORDS, k=rng.randint(5, 60))), self.name, file, index)
 
     def part(self, document: Document) -> str:
         return self.name
@@ -55,9 +55,9 @@ class Made:
 def loader(tmp_path_factory: pytest.TempPathFactory) -> Loader:
     out = tmp_path_factory.mktemp("prepared") / "rows"
     readers = [Made("text", code=False), Made("code", code=True)]
-    prepare(readers, out, seq_len=32, tokenizer=None, vocab_size=320, holdout=0.1, valid_rows=2, label="test", progress=print)
+    prepare(readers, out, Settings(32, 320, holdout=0.1, valid_rows=2), tokenizer=None, label="test", progress=print)
     entries = [Entry("text", "text", 0.4), Entry("code", "code", 0.6, fim=True)]
-    return Loader(Prepared.open(out, verify=True), entries, seed=3, batch_rows=ROWS, fim_rate=0.9)
+    return Loader(Prepared.open(out, verify=True), entries, seed=3, batch_rows=ROWS, fim_rate=0.9, documents=True)
 
 
 def of_workers(loader: Loader, folder: Path, *, n_systems: int, n_workers: int, state: dict) -> tuple[list[np.ndarray], list[dict]]:
@@ -80,7 +80,7 @@ def of_workers(loader: Loader, folder: Path, *, n_systems: int, n_workers: int, 
             np.concatenate([parts[system, step % n_workers][field][step // n_workers] for system in range(n_systems)])
             for step in range(STEPS)
         ])
-        for field in range(3)
+        for field in range(4)
     ]  # fmt: skip
     return batches, states
 
@@ -90,7 +90,7 @@ def test_workers_make_the_global_order(loader: Loader, tmp_path: Path, n_systems
     state = {"samples_seen": FIRST, "fingerprint": loader.fingerprint()}
     batches, states = of_workers(loader, tmp_path, n_systems=n_systems, n_workers=n_workers, state=state)
     expected = list(loader.batches(FIRST, STEPS))  # those of backend=cpu
-    for field, got in zip(("inputs_BT", "labels_BT", "mask_BT"), batches, strict=True):
+    for field, got in zip(("inputs_BT", "labels_BT", "mask_BT", "documents_BT"), batches, strict=True):
         assert np.array_equal(got, np.stack([getattr(batch, field) for batch in expected])), field
     assert states == [{"samples_seen": FIRST + 4 * ROWS, "fingerprint": loader.fingerprint()}] * n_systems * n_workers
     assert WorkerBatches(Source.of(loader)).aggregate_state_dict(states) == states[0]

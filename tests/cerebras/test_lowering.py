@@ -69,6 +69,12 @@ def test_other_types_lower(dtype: str, tmp_path: Path) -> None:
     assert found["wrong"] == []
 
 
+def test_attention_within_documents_lowers(tmp_path: Path) -> None:
+    backend = CerebrasBackend(python=sys.executable)
+    full, document = (backend.lower(small_step(), tmp_path / name, documents=name == "document") for name in ("full", "document"))
+    assert document["wrong"] == [] and document["operations"]["Compare"] > full["operations"]["Compare"]
+
+
 def small_step() -> TrainSpec:
     schedule = recipe(composed("model=tiny").stages["1"], composed("model=tiny").scale).schedule
     return TrainSpec(SMALL, derive(SMALL), AdamWConfig(), schedule, batch_rows=4, seed=1)
@@ -83,7 +89,7 @@ def test_what_no_system_runs_is_named_with_its_place(name: str, tmp_path: Path) 
     backend = CerebrasBackend(python=sys.executable, artifact_dir="artifacts")
     told = {
         "model": asdict(SMALL), "adamw": asdict(AdamWConfig()), "pieces": [{"start": 0.0, "end": 0.012, "n_steps": 86}],
-        "batch_rows": 4, "mode": "validate", "options": asdict(backend.options()),
+        "batch_rows": 4, "documents": False, "mode": "validate", "options": asdict(backend.options()),
     }  # fmt: skip
     (tmp_path / "step.json").write_text(json.dumps(told))
     done = subprocess.run(

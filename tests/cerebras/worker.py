@@ -31,7 +31,7 @@ def main(task: Path, out: Path) -> None:
     batches = DataLoaderCheckpointer(TensorNamer(iter(loader)), loader, place, rows // n_systems, told["saves"])
     mine = list(itertools.islice(batches, told["n_batches"]))
     states = {step: batches.state_dict(step).user_state_dict for step in told["saves"]}
-    np.savez(out, *(np.stack([cstorch.to_numpy(batch[name]) for batch in mine]) for name in mine[0]))  # inputs, labels, mask
+    np.savez(out, *(np.stack([cstorch.to_numpy(batch[name]) for batch in mine]) for name in mine[0]))  # inputs, labels, mask, documents
     out.with_suffix(".json").write_text(json.dumps(states))
 
 

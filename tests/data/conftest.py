@@ -6,13 +6,14 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from crystal.data.prepare import prepare
+from crystal.data.prepare import Settings, prepare
 from crystal.data.readers import SlimPajama, StarCoder
 from crystal.data.shards import Prepared
 
@@ -45,18 +46,12 @@ def write_parquet(path: Path, texts: Sequence[str | None], column: str = "conten
     pq.write_table(pa.table({column: pa.array(texts, pa.string())}), path, row_group_size=50)
 
 
-def prepare_corpus(root: Path, out: Path, **changes: object) -> Prepared:
+def prepare_corpus(root: Path, out: Path, **changes: Any) -> Prepared:
     readers = [SlimPajama(str(root / "slimpajama")), StarCoder(str(root / "starcoder"))]
-    settings = {
-        "seq_len": SEQ_LEN,
-        "tokenizer": None,
-        "vocab_size": VOCAB,
-        "holdout": 0.1,
-        "valid_rows": 6,
-        "label": "test corpus",
-        "progress": lambda line: None,
-    }
-    return prepare(readers, out, **(settings | changes))  # type: ignore[arg-type]
+    arguments = {"tokenizer": None, "label": "test corpus", "progress": lambda line: None}
+    settings = {"seq_len": SEQ_LEN, "vocab_size": VOCAB, "holdout": 0.1, "valid_rows": 6}
+    arguments |= {name: changes.pop(name) for name in list(changes) if name not in Settings.__dataclass_fields__}
+    return prepare(arguments.pop("readers", readers), out, Settings(**(settings | changes)), **arguments)
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,24 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from crystal.config import UserError
 from crystal.data import prepare as module
+from crystal.data.decontaminate import Decontaminator, Problem
+from crystal.data.encode import is_held_out
+from crystal.data.executors import Here
 from crystal.data.fim import split_pieces
-from crystal.data.prepare import prepare
-from crystal.data.readers import SlimPajama, StarCoder
+from crystal.data.prepare import Settings, prepare
+from crystal.data.readers import Document, Reader, SlimPajama, StarCoder
 from crystal.data.shards import Prepared
 from crystal.data.tokenizer import load_tokenizer
 from tests.data.conftest import VOCAB, prepare_corpus, write_corpus, write_parquet
+
+
+def held(text: str) -> bool:
+    return is_held_out(Document(text, "", "", 0), 0.1)
 
 
 def documents_of(prepared: Prepared, rows: np.ndarray) -> list[str]:
@@ -25,9 +33,13 @@ def documents_of(prepared: Prepared, rows: np.ndarray) -> list[str]:
     return [tokenizer.decode(piece) for piece in np.split(stream, ends + 1) if len(piece)]
 
 
+def readers_of(root: Path) -> list[Reader]:
+    return [SlimPajama(str(root / "slimpajama")), StarCoder(str(root / "starcoder"))]
+
+
 def corpus_texts(root: Path) -> dict[str, list[str]]:
     texts: dict[str, list[str]] = {}
-    for reader in (SlimPajama(str(root / "slimpajama")), StarCoder(str(root / "starcoder"))):
+    for reader in readers_of(root):
         for file in reader.files():
             for document in reader.read(file):
                 texts.setdefault(document.source, []).append(document.text)
@@ -38,7 +50,7 @@ def test_every_text_is_on_one_side_in_its_part(prepared, corpus):
     texts = corpus_texts(corpus)
     view = prepared.rows("starcoder/python")
     train = documents_of(prepared, view[np.arange(len(view))])
-    held_out = [text for text in texts["starcoder/python"] if module._is_held_out(text, 0.1)]
+    held_out = [text for text in texts["starcoder/python"] if held(text)]
     assert train == [text for text in texts["starcoder/python"] if text not in held_out]
     text_parts = [f"{source}/{side}" for source in ("RedPajamaBook", "RedPajamaC4") for side in ("even", "odd")]
     assert list(prepared.train) == [*text_parts, "starcoder/css", "starcoder/python"]
@@ -52,7 +64,7 @@ def test_validation_counts_say_what_is_stored(prepared, corpus):
         view = prepared.valid_rows(source)
         rows = view[np.arange(len(view))]
         stored = documents_of(prepared, rows)
-        held_out = [text for text in texts[source] if module._is_held_out(text, 0.1)]
+        held_out = [text for text in texts[source] if held(text)]
         assert entry["documents"] == len(stored) and entry["rows"] == len(rows) <= 6
         assert stored[:-1] == held_out[: len(stored) - 1] and held_out[len(stored) - 1].startswith(stored[-1])
         assert entry["text_bytes"] == sum(len(text.encode()) for text in stored)
@@ -81,7 +93,7 @@ def test_prepared_twice_is_the_same_bytes(prepared, corpus, tmp_path):
 
 
 def test_reused_without_reading(prepared, corpus, monkeypatch):
-    monkeypatch.setattr(module, "_write", lambda *args: pytest.fail("prepared again"))
+    monkeypatch.setattr(module._Work, "write", lambda *args: pytest.fail("prepared again"))
     lines: list[str] = []
     assert prepare_corpus(corpus, prepared.folder, progress=lines.append).manifest == prepared.manifest
     assert len(lines) == 1
@@ -101,13 +113,98 @@ def test_other_settings_are_refused_by_name(prepared, corpus, tmp_path):
         prepare_corpus(tmp_path / "grown", prepared.folder)
 
 
-def test_a_failure_leaves_nothing(corpus, tmp_path):
-    root = tmp_path / "bad"
+def test_a_failure_leaves_no_data_and_what_was_done_is_taken_up(corpus, tmp_path, prepared):
+    root, settings = tmp_path / "bad", {"tokenizer": prepared.tokenizer_path}
     shutil.copytree(corpus, root)
     write_parquet(root / "starcoder" / "python" / "z.parquet", ["a", None])
+    lines: list[str] = []
     with pytest.raises(UserError, match="content is null"):
-        prepare_corpus(root, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+        prepare_corpus(root, tmp_path / "out", progress=lines.append, **settings)
+    (work,) = (path for path in tmp_path.iterdir() if path != root)
+    assert work.name.startswith(".out.") and str(work) in lines[-1]
+    before = {path.name: path.stat().st_mtime_ns for path in (work / "encoded").glob("*.bin")}
+    assert len(before) == 6
+    with pytest.raises(UserError, match="content is null"):
+        prepare_corpus(root, tmp_path / "out", **settings)
+    assert {path.name: path.stat().st_mtime_ns for path in (work / "encoded").glob("*.bin")} == before
+    (root / "starcoder" / "python" / "z.parquet").unlink()
+    assert prepare_corpus(root, tmp_path / "out", **settings).fingerprint() == prepared.fingerprint()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out"]
+
+
+def test_what_is_broken_may_be_skipped(corpus, tmp_path, prepared):
+    root = tmp_path / "bad"
+    shutil.copytree(corpus, root)
+    write_parquet(root / "starcoder" / "python" / "z.parquet", [None, None])
+    made = prepare_corpus(root, tmp_path / "out", tokenizer=prepared.tokenizer_path, on_broken="skip")
+    assert made.fingerprint() == prepared.fingerprint() and made.manifest["left_out"]["broken"] == 2
+    broken = [json.loads(line) for line in (made.folder / "broken.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["where"]) for line in broken] == [("python/z.parquet", f"row group 0, row {k}") for k in range(2)]
+
+
+@pytest.mark.parametrize("when", ["encode", "plan", "fill"])
+def test_killed_and_started_again(corpus, tmp_path, prepared, when):
+    """Each pass does its first task and dies; another number of tasks takes it up."""
+
+    class Dies:
+        def run(self, step, n_items, folder):
+            last = folder.name.endswith(when)
+            for rank in [0] if last else range(3):
+                step(rank, 3)
+            if last:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus(corpus, tmp_path / "out", executor=Dies())
+    (work,) = tmp_path.iterdir()
+    done = {path: path.stat().st_mtime_ns for path in work.rglob("*.json")}
+    assert done
+    (work / "out" / "train").mkdir(exist_ok=True)
+    (work / "out" / "train" / "00000.npy.77.tmp").write_bytes(b"of a task that was killed")
+    kept: list[bool] = []
+
+    class Looks(Here):
+        def run(self, step, n_items, folder):
+            super().run(step, n_items, folder)
+            kept.append(all(path.stat().st_mtime_ns == t for path, t in done.items() if path.parent.name != "out"))
+
+    assert prepare_corpus(corpus, tmp_path / "out", executor=Looks(2)).fingerprint() == prepared.fingerprint()
+    assert kept == [True] * 3 and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_best_fit_drops_nothing(corpus, tmp_path, prepared):
+    made = prepare_corpus(corpus, tmp_path / "out", packing="best_fit", tokenizer=prepared.tokenizer_path)
+    for part, entry in made.train.items():
+        before = prepared.train[part]
+        assert entry["dropped_tokens"] == 0 and entry["tokens"] == before["tokens"] + before["dropped_tokens"]
+    texts = set(corpus_texts(corpus)["starcoder/css"])
+    view, pieces = made.rows("starcoder/css"), made.pieces("starcoder/css")
+    whole = [text for text in documents_of(made, view[np.arange(len(view))]) if text in texts]
+    found, _ = pieces[np.arange(len(view))]
+    assert len(whole) == sum(entry == 1 for entry in np.unique(found["place"], return_counts=True)[1]) > 10
+
+
+def test_the_index_says_what_rows_hold(prepared, corpus):
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    texts = {(d.file, d.index): d.text for reader in readers_of(corpus) for file in reader.files() for d in reader.read(file)}
+    for part in prepared.train:
+        view, pieces = prepared.rows(part), prepared.pieces(part)
+        rows = view[np.arange(len(view))]
+        found, counts = pieces[np.arange(len(view))]
+        for row, end, count in zip(rows, np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+            position = 0
+            for piece in found[end - count : end]:
+                text = texts[prepared.files[piece["file"]], int(piece["place"])]
+                ids = np.append(tokenizer.encode(text), prepared.eos_id)
+                stop = position + piece["length"]
+                assert np.array_equal(row[position:stop], ids[piece["start"] :][: piece["length"]])
+                position = stop
+            assert (row[position:] == prepared.fim_ids.pad).all()
+        for file, place in np.unique(found[["file", "place"]]).tolist():
+            holds = np.repeat(np.arange(len(rows)), counts)[(found["file"] == file) & (found["place"] == place)]
+            assert np.array_equal(pieces.rows_of(file, place), np.unique(holds))
+    assert len(prepared.pieces("*").rows_of(0, 10**9)) == 0
 
 
 def test_a_folder_of_something_else_is_refused(corpus, tmp_path):
@@ -133,9 +230,8 @@ def test_nothing_held_out(tmp_path):
     write_corpus(tmp_path / "corpus", seed=1)
     reader = StarCoder(str(tmp_path / "corpus" / "starcoder"))
     prepared = prepare(
-        [reader], tmp_path / "out", seq_len=32, tokenizer=None, vocab_size=350, holdout=0.0, valid_rows=0,
-        label="x", progress=lambda line: None,
-    )  # fmt: skip
+        [reader], tmp_path / "out", Settings(32, 350, holdout=0.0, valid_rows=0), tokenizer=None, label="x", progress=lambda line: None
+    )
     assert prepared.valid == {} and json.loads((prepared.folder / "manifest.json").read_text())["valid"] == {}
 
 
@@ -143,3 +239,30 @@ def test_nothing_held_out(tmp_path):
 def test_bad_settings(corpus, tmp_path, change):
     with pytest.raises(UserError, match=next(iter(change))):
         prepare_corpus(corpus, tmp_path / "out", **change)
+
+
+@pytest.mark.parametrize("action", ["drop", "report"])
+def test_what_holds_a_problem_is_listed_and_left_out(corpus, tmp_path, prepared, action):
+    problem = Problem("Made/1", "Return the longest of the chains that the forest keeps below its canopy.", "return sorted(chains)[-1]\n")
+    root = tmp_path / "corpus"
+    shutil.copytree(corpus, root)
+    text = f'def longest(chains):\n    """{problem.prompt}"""\n    {problem.solution}'
+    write_parquet(root / "starcoder" / "python" / "z.parquet", [text, "x = 1\n"])
+    changes = {"tokenizer": prepared.tokenizer_path, "decontaminator": Decontaminator([problem]), "contaminated": action, "holdout": 0.0}
+    made = prepare_corpus(root, tmp_path / "out", **changes)
+    (hit,) = [json.loads(line) for line in (made.folder / "contamination.jsonl").read_text().splitlines()]
+    assert (hit["file"], hit["place"], hit["part"], hit["problem"]) == ("python/z.parquet", 0, "starcoder/python", "Made/1")
+    assert made.manifest["left_out"]["contaminated"] == 1
+    view = made.rows("starcoder/python")
+    assert any(problem.prompt in document for document in documents_of(made, view[np.arange(len(view))])) == (action == "report")
+    with pytest.raises(UserError, match="spec.decontaminate"):
+        prepare_corpus(root, tmp_path / "out", **(changes | {"decontaminator": None}))
+
+
+def test_duplicates_are_left_out(corpus, tmp_path, prepared):
+    root = tmp_path / "corpus"
+    shutil.copytree(corpus, root)
+    css = pq.read_table(corpus / "starcoder" / "css" / "train-00000-of-00001.parquet").column(0).to_pylist()
+    write_parquet(root / "starcoder" / "css" / "z.parquet", css)
+    made = prepare_corpus(root, tmp_path / "out", tokenizer=prepared.tokenizer_path, dedup="exact", executor=Here(2))
+    assert made.fingerprint() == prepared.fingerprint() and made.manifest["left_out"]["duplicates"] == len(css)

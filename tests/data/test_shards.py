@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystal.config import UserError
-from crystal.data.shards import Prepared, RowView, ShardWriter, row_dtype
+from crystal.data.npy import NpyWriter, verify_npy
+from crystal.data.shards import Prepared, RowView, row_dtype
 from tests.data.conftest import SEQ_LEN
 
 
@@ -18,14 +19,18 @@ def test_written_rows_come_back_over_several_shards(tmp_path, vocab_size):
     dtype = row_dtype(vocab_size)
     assert dtype.itemsize == (2 if vocab_size <= 65536 else 4)
     rows = np.random.default_rng(0).integers(0, vocab_size, (53, 9)).astype(dtype)
-    writer = ShardWriter(tmp_path, "train/a", width=9, dtype=dtype, shard_rows=10)
-    for block in np.split(rows, [1, 3, 30, 30, 49]):
-        writer.append(block)
-    shards = writer.close()
-    assert [shard["rows"] for shard in shards] == [10, 10, 10, 10, 10, 3]
-    loaded = [np.load(tmp_path / shard["file"], mmap_mode="r") for shard in shards]
+    loaded = []
+    for number, shard in enumerate(np.split(rows, [10, 10, 30])):
+        path = tmp_path / "train" / f"{number}.npy"
+        writer = NpyWriter(path, (9,), dtype)
+        for block in np.split(shard, [1, 3, 3]):
+            writer.append(block)
+        assert not path.exists()  # until it is whole
+        entry = writer.close()
+        assert entry["rows"] == len(shard) and entry["bytes"] == path.stat().st_size
+        verify_npy(path, shard.shape, dtype, entry["crc32"])
+        loaded.append(np.load(path, mmap_mode="r"))
     np.testing.assert_array_equal(np.concatenate(loaded), rows)
-    assert [shard["bytes"] for shard in shards] == [(tmp_path / shard["file"]).stat().st_size for shard in shards]
     order = np.random.default_rng(1).integers(0, 53, 200)
     np.testing.assert_array_equal(RowView(loaded, (9,), dtype)[order], rows[order])
 
@@ -72,6 +77,18 @@ def test_flipped_byte_is_found_by_verify_only(copy):
         Prepared.open(copy, verify=True)
 
 
+def test_the_index_is_checked_too(copy):
+    path = copy / "train" / "starcoder" / "css" / "pieces.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="starcoder/css/pieces.npy is corrupt"):
+        Prepared.open(copy, verify=True)
+    path.unlink()
+    with pytest.raises(UserError, match="starcoder/css/pieces.npy is missing"):
+        Prepared.open(copy, verify=False)
+
+
 def test_missing_and_truncated_shards(copy):
     path = copy / "valid" / "RedPajamaC4" / "00000.npy"
     path.write_bytes(path.read_bytes()[:-2])
@@ -89,5 +106,5 @@ def test_bad_manifests(tmp_path):
     with pytest.raises(UserError, match="is not JSON"):
         Prepared.open(tmp_path, verify=False)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="format 99; expected 1"):
+    with pytest.raises(UserError, match="format 99; expected 2"):
         Prepared.open(tmp_path, verify=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_same_texts_same_file(tmp_path, trained):
 def test_a_batch_is_its_texts(tokenizer):
     batch = tokenizer.encode_batch(TEXTS[:5])
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text).tolist() for text in TEXTS[:5]]
+
+
+def test_another_process_has_the_same_one(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    text = "a </s><fim_pad> of text\n"
+    assert again.encode_batch([text])[0].tolist() == tokenizer.encode(text).tolist()
+    assert (again.engine, again.sha256) == (tokenizer.engine, tokenizer.sha256)
 
 
 def test_errors(tmp_path: Path):

@@ -21,8 +21,11 @@ from omegaconf import OmegaConf
 import crystal.__main__  # noqa: F401 (it stores the schema, which composing needs)
 from backends.cpu import CpuEngine
 from crystal.config import Config, ScaleConfig
+from crystal.data.index import IndexWriter
 from crystal.data.loader import Loader, resolve_entries
-from crystal.data.shards import Prepared, ShardWriter, row_dtype
+from crystal.data.npy import NpyWriter
+from crystal.data.pack import PIECE, Plan
+from crystal.data.shards import FORMAT, Prepared, row_dtype
 from crystal.data.tokenizer import ADDED_TOKENS
 from crystal.engine import TrainSpec
 from crystal.mup.plan import derive
@@ -62,16 +65,30 @@ def rows_of(part: str, key: int) -> np.ndarray:
     return rows
 
 
+def plan_of(rows: np.ndarray, key: int) -> Plan:
+    """A document ends at each EOS, and where padding begins; each is the only one of its place."""
+    pieces, counts = [], []
+    for number, row in enumerate(rows):
+        content = row[row != SPECIAL["<fim_pad>"]]
+        cuts = np.unique([0, *(np.flatnonzero(content == EOS) + 1), len(content)])
+        pieces += [(key, 10 * number + k, 0, length) for k, length in enumerate(np.diff(cuts))]
+        counts.append(len(cuts) - 1)
+    return Plan(np.array(pieces, PIECE), np.array(counts))
+
+
 def prepared_data(folder: Path) -> Prepared:
     """Every part that the three stages name, as `crystal.data.prepare` would lay it out."""
     train = {}
     parts = [f"{source}/{half}" for source in TEXT for half in ("even", "odd")] + CODE
     for key, part in enumerate(parts, start=1):
-        writer = ShardWriter(folder, part, width=SEQ_LEN + 1, dtype=row_dtype(VOCAB_SIZE))
-        writer.append(rows_of(part, key))
-        train[part] = {"rows": ROWS, "fim_room": part in CODE, "shards": writer.close()}
+        rows, index = NpyWriter(folder / part / "00000.npy", (SEQ_LEN + 1,), row_dtype(VOCAB_SIZE)), IndexWriter(folder / part)
+        rows.append(rows_of(part, key))
+        index.append(plan_of(rows_of(part, key), key))
+        entries = {name: {"file": f"{part}/{name}.npy", **entry} for name, entry in index.close().items()}
+        shards = [{"file": f"{part}/00000.npy", **rows.close()}]
+        train[part] = {"rows": ROWS, "fim_room": part in CODE, "shards": shards, "index": entries}
     manifest = {
-        "format": 1, "label": "golden", "eos_id": EOS, "tokenizer_sha256": "none",
+        "format": FORMAT, "label": "golden", "eos_id": EOS, "tokenizer_sha256": "none",
         "vocab_size": VOCAB_SIZE, "special": SPECIAL, "spec": {"seq_len": SEQ_LEN},
         "train": train, "valid": {},
     }  # fmt: skip

@@ -22,7 +22,8 @@ import torch.distributed as dist
 
 from backends.cpu import CpuEngine
 from backends.cuda.engine import ShardedEngine
-from tests.small import small_batches, small_spec
+from crystal.data.loader import Batch
+from tests.small import in_documents, small_batches, small_spec
 from tests.test_resume import Runner, in_stage_2_past_a_checkpoint, tensors, untimed, wait_until
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -32,6 +33,7 @@ STEPS = 20
 SHAPE = dict(d_model=256, n_layers=4, n_heads=2, d_ffn=682, vocab_size=512, seq_len=256, rotary_fraction=0.25, base_width=256)
 SPEC = small_spec(batch_rows=8, n_steps=STEPS, lr=0.0005, **SHAPE)  # at 0.01 rounding alone moves a loss by a third
 BATCHES = small_batches(SPEC.model, STEPS, rows=8)
+IN_DOCUMENTS = in_documents(BATCHES)
 FP32, BF16 = 1e-3, 2e-2  # largest relative difference of a loss
 
 
@@ -91,8 +93,8 @@ def gpu_engine(dtype: torch.dtype = torch.float32, *, compiled: bool = False, mi
     return ShardedEngine(SPEC, device=DEVICE, dtype=dtype, compiled=compiled, micro_rows=micro_rows)
 
 
-def losses(engine, first: int = 0, end: int = STEPS) -> list[float]:
-    results = [engine.step(batch) for batch in engine.feed(iter(BATCHES[first:end]), end - first)]
+def losses(engine, first: int = 0, end: int = STEPS, *, batches: list[Batch] = BATCHES) -> list[float]:
+    results = [engine.step(batch) for batch in engine.feed(iter(batches[first:end]), end - first)]
     return [float(result.loss) for result in results]
 
 
@@ -132,11 +134,23 @@ def test_micro_batches_are_the_batch(report):
     report.within("losses of 2-row micro-batches against the whole batch", furthest(parts, whole), FP32)
 
 
-def test_evaluation(report):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, FP32), (torch.bfloat16, BF16)], ids=["float32", "bfloat16"])
+def test_attention_within_documents(report, cpu_curve, dtype, limit, compiled):
+    expected = losses(CpuEngine(SPEC, dtype="float32", threads=4), batches=IN_DOCUMENTS)
+    assert furthest(expected, cpu_curve) > 2 * BF16, "the documents make no difference: the test shows nothing"
+    curve = losses(gpu_engine(dtype, compiled=compiled), batches=IN_DOCUMENTS)
+    what = f"{STEPS} losses within documents against the CPU's, {dtype}, {'compiled' if compiled else 'eager'}"
+    report.within(what, furthest(curve, expected), limit)
+
+
+@pytest.mark.parametrize("batches", [BATCHES, IN_DOCUMENTS], ids=["full", "document"])
+def test_evaluation(report, batches):
     gpu, cpu = gpu_engine(), CpuEngine(SPEC, dtype="float32", threads=4)
-    (loss, labels), (expected, expected_labels) = (engine.evaluate(iter(BATCHES[:3])) for engine in (gpu, cpu))
+    (loss, labels), (expected, expected_labels) = (engine.evaluate(iter(batches[:3])) for engine in (gpu, cpu))
     assert labels == expected_labels
-    report.within("summed validation loss against the CPU's", abs(loss / expected - 1), FP32)
+    of = "" if batches is BATCHES else ", within documents"
+    report.within(f"summed validation loss against the CPU's{of}", abs(loss / expected - 1), FP32)
 
 
 def test_checkpoints_go_from_the_cpu_to_the_gpu_and_back(report, cpu_curve, tmp_path):

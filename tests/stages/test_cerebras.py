@@ -195,6 +195,14 @@ def test_bfloat16(three_stages) -> None:
     assert found == pytest.approx(exact, rel=0.05) and found != exact
 
 
+def test_attention_within_documents(three_stages) -> None:
+    """In the loss of the first step, which is before any update."""
+    runs = [(CPU, "full"), (CPU, "document"), (SDK, "document")]
+    given = [(*backend, f"attention={kind}", "stage=1", "scale.log_every=1") for backend, kind in runs]
+    full, expected, got = (losses(three_stages(f"attention{i}", *backend), 0)[1] for i, backend in enumerate(given))
+    assert got == pytest.approx(expected, rel=1e-6) and abs(full - expected) > 1e-4
+
+
 def flat(optimizer: dict) -> dict[str, torch.Tensor]:
     return {f"{name} {key}": value for name, state in optimizer["adamw"].items() for key, value in state.items()}
 
