@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Where the environment of the Cerebras SDK lies; a folder outside of the checkout serves several (CI).
 CEREBRAS_ENV ?= .venv-cerebras
 
-.PHONY: setup run test check gpu-check cerebras-check clean
+.PHONY: setup run test check gpu-check cerebras-check bench clean
 setup: .venv/.complete
 
 .venv/.complete: pyproject.toml constraints.txt
@@ -42,6 +42,12 @@ $(CEREBRAS_ENV)/.complete: pyproject.toml
 	python3.11 -m venv $(CEREBRAS_ENV)
 	$(CEREBRAS_ENV)/bin/python -m pip install --quiet --editable '.[cerebras]' pytest pytest-xdist hypothesis
 	@touch $@
+
+bench: setup     ## speed beside the peers that are installed: make bench DATA=DIR [MBPP=FILE]; see benchmarks/README.md
+	@test -n "$(DATA)" || { echo "error: no DATA; expected the folder that data.root takes; give make bench DATA=DIR" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.speed.tokenize data=$(DATA) out=benchmarks/results/speed/tokenize.json
+	$(BIN)/python -m benchmarks.speed.prepare data=$(DATA) mbpp=$(MBPP) out=benchmarks/results/speed/prepare.json
+	$(BIN)/python -m benchmarks.speed.loader out=benchmarks/results/speed/loader.json
 
 clean:           ## drop the environment and all runs
 	rm -rf .venv .venv-cerebras runs

@@ -111,7 +111,7 @@ def test_truncated_streams(tmp_path, kept, ending):
     assert f"a.jsonl{ending} is truncated or corrupt after line {len(documents)} (" in end.line
 
 
-@pytest.mark.parametrize(("ending", "whole"), [(".zst", compress(GOOD)), (".gz", gzip.compress(GOOD.encode()))])
+@pytest.mark.parametrize(("ending", "whole"), [(".zst", compress(GOOD)), (".gz", gzip.compress(GOOD.encode()))], ids=["zst", "gz"])
 def test_what_comes_before_damage_is_read(tmp_path, ending, whole):
     newline = compress("\n") if ending == ".zst" else gzip.compress(b"\n")
     for damage in (b"no frame", whole[:9] + bytes(9)):

@@ -28,7 +28,8 @@ def sweep(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
 
     folder = tmp_path_factory.mktemp("sweep")
     command = [
-        "-m", "sweep=lr", "data=crystalcoder", f"data.root={corpus}", f"data.out={folder / 'rows'}", "data.holdout=0.1", "data.decontaminate.action=ignore",
+        "-m", "sweep=lr", "data=crystalcoder", f"data.root={corpus}", f"data.out={folder / 'rows'}", "data.holdout=0.1",
+        "data.decontaminate.action=ignore",
         f"data.vocab_size={VOCAB_SIZE}", "data.valid_rows=2", "scale.seq_len=32", "scale.batch_rows=2", "scale.log_every=1",
         "tokens=3000", "model.d_model=" + ",".join(map(str, WIDTHS)), "scale.lr_factor=" + ",".join(map(str, FACTORS)),
         "run.seed=" + ",".join(map(str, SEEDS)), f"run.dir={folder / 'points'}", "backend=cpu", "backend.dtype=float32",
