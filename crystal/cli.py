@@ -251,7 +251,7 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if wrong := re.search(r"Error merging override (.*)", text, flags=re.DOTALL):
         return f"{wrong[1]}; expected {_expected(why)}; give {key} such a value"
     if missing := re.search(r"[Mm]issing mandatory value: (\S+)", text):
-        name = key or missing[1]
+        name = key if key.endswith(missing[1]) else missing[1]
         return f"no value for {name}; expected one; give {name}=VALUE"
     if parsed := re.search(r"Error parsing override '(.*)'\n(.*)", text):
         return f"{parsed[1]} ({parsed[2]}); expected key=value or group=choice, with quotes around what is neither; {SEE_HELP}"

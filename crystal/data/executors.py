@@ -143,8 +143,10 @@ class _Guarded:
             write_text(self.folder / f"error-{rank:05d}.txt", str(error))
             raise
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # in another process: before datatrove says there what it does
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process: before datatrove says there what it does, and before `tokenizers` takes all cores for one of many tasks."""
         self.__dict__.update(state)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _quiet("datatrove")
 
 

@@ -190,10 +190,8 @@ class _Work:
             write_text(out / f"{name}.jsonl", "".join(line + "\n" for line in found))
         if any(documents.values()):
             kept = " (reported, not left out)" if self.settings.contaminated == "report" else ""
-            self.progress(
-                f"left out: {documents['duplicates']:,} duplicates, {documents['contaminated']:,} contaminated documents{kept}, "
-                f"{documents['broken']:,} broken records"
-            )
+            found = [f"{n:,} {name}{kept if name == 'contaminated' else ''}" for name, n in documents.items() if n]
+            self.progress(f"documents left out: {', '.join(found)}")
         return documents
 
     def _run(self, step: Step, n_items: int, name: str) -> None:

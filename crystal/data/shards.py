@@ -152,8 +152,9 @@ class Prepared:
         return RowView(self._pieces(entry, 0, entry["rows"]), self.row_shape, self.dtype)
 
     def fingerprint(self) -> str:
-        """sha256 over the train shards' names, sizes and checksums: the same rows in the same place."""
-        lines = [f"{s['file']} {s['bytes']} {s['crc32']}" for entry in self.train.values() for s in entry["shards"]]
+        """sha256 over names, sizes and checksums of the train shards and their index: the same rows of the same documents."""
+        files = [file for entry in self.train.values() for file in (*entry["shards"], *entry.get("index", {}).values())]
+        lines = [f"{file['file']} {file['bytes']} {file['crc32']}" for file in files]
         if self.finished:  # how much of the files is trained on, and how a corpus is cut, is in no checksum
             lines += [f"{name} {entry['rows']} {self.seq_len}" for name, entry in self.train.items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -20,6 +20,7 @@ def written(params: Params) -> dict[str, Any]:
     model, made = params.model, recipe(params.stage, params.scale)
     for key, value in (("parametrization", "mup"), ("depth", "none"), ("rotary_base", 10000.0)):
         require(getattr(model, key) == value, f"model.{key}={getattr(model, key)}", f"{value}, for which a params.yaml stands", "mend it")
+    require(not params.stage.changes, f"stages.{params.stage.name}.changes", "one mixture, for which a params.yaml stands", "drop them")
     plan = derive(model)
     matrices = {name: entry for name, entry in plan.items() if entry.kind == "matrix"}
     stds = {name.endswith(RESIDUAL_OUTPUTS): entry.init_std for name, entry in matrices.items()}

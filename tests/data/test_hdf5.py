@@ -17,7 +17,7 @@ import pytest
 
 from crystal.config import UserError
 from crystal.data.adopt import adopt
-from crystal.data.fim import permute_row
+from crystal.data.fim import DRAWS, FimIds, permute_row, split_pieces
 from crystal.data.hdf5 import OPEN_FILES, Hdf5Rows
 from crystal.data.loader import Batch, Entry, Loader, resolve_entries, to_batch
 from crystal.data.ngram import ngram_losses
@@ -228,12 +228,17 @@ def test_broken_files_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     refused("the tokenizer .* has 400 ids; expected at most vocab_size 399", vocab_size=399)
 
 
+def permuted(rows: np.ndarray, rate: float, ids: FimIds) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.stack([permute_row(row, rng.random((len(split_pieces(row, ids)), DRAWS)), rate=rate, spm_rate=0.5, ids=ids) for row in rows])
+
+
 def test_fim_is_what_the_files_hold(finished: Prepared, prepared: Prepared, tmp_path: Path) -> None:
     entries = [Entry("code", "starcoder/python", 1.0, fim=True)]
     with pytest.raises(UserError, match="entry code has fim: true, but no row of starcoder/python holds <fim_prefix>"):
         resolve_entries(entries, finished)
     rows = prepared.rows("starcoder/python")[np.arange(30)]
-    with_fim = np.stack([permute_row(row, rate=1.0, spm_rate=0.5, rng=np.random.default_rng(0), ids=prepared.fim_ids) for row in rows])
+    with_fim = permuted(rows, 1.0, prepared.fim_ids)
     data = as_samples(with_fim, prepared.fim_ids.pad)
     write_h5(tmp_path / "data" / "starcoder" / "python" / "1.h5", data)
     made = adopted(tmp_path / "data", tmp_path / "out", prepared.tokenizer_path, holdout=0.01)
@@ -295,7 +300,7 @@ def write_stages(root: Path, prepared: Prepared) -> None:
         view = code if part in CODE else text
         rows = view[np.arange(12 * k, 12 * k + 12) % len(view)]
         if part in CODE:
-            rows = np.stack([permute_row(row, rate=0.9, spm_rate=0.5, rng=np.random.default_rng(k), ids=ids) for row in rows])
+            rows = permuted(rows, 0.9, ids)
         write_h5(root / part / "data-00000.h5", rows.reshape(-1) if "Book" in part else as_samples(rows, ids.pad))
 
 
