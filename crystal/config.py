@@ -168,7 +168,7 @@ class DecontaminateConfig:
     action: str = "drop"
 
     def __post_init__(self) -> None:
-        require(self.ngram >= 5, f"data.decontaminate.ngram={self.ngram}", "at least 5 words", "13 is GPT-3's, 10 StarCoder's")
+        require(6 <= self.ngram <= 32, f"data.decontaminate.ngram={self.ngram}", "6 to 32 words", "GPT-3 had 13, StarCoder 10")
         known = ("drop", "report", "ignore")
         require(self.action in known, f"data.decontaminate.action={self.action}", " or ".join(known), "mend data.decontaminate.action")
 
@@ -209,6 +209,8 @@ class DataConfig:
             "mend data.empty_source",
         )
         require(self.format in ("documents", "hdf5"), f"data.format={self.format}", "documents or hdf5", "mend data.format")
+        rows = self.format == "documents" or (self.packing, self.fim_room, self.on_broken, self.dedup) == ("split", True, "stop", None)
+        require(rows, f"data={self.name}, whose rows are taken as they are", "no packing, fim_room, on_broken, dedup", "leave them out")
         holds = {"documents": "slimpajama/ and starcoderdata/", "hdf5": "*.h5, or folders of them"}[self.format]
         given = self.root is not None or (self.harvest is not None and self.format == "documents")
         require(given, f"data={self.name} without data.root", f"the folder that holds {holds}", "give data.root=DIR")

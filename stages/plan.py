@@ -10,9 +10,14 @@ from crystal.data.hdf5 import listed
 from crystal.data.readers import Reader
 from crystal.data.shards import Prepared
 from crystal.engine import Backend
+from crystal.machine import usable_cores
 from crystal.model import cost
 from crystal.runlog import clock
 from stages.recipes import recipe
+
+# Measured on real text and code in the formats of the published datasets (benchmarks/results/speed/prepare.md).
+PREPARED_BYTES_PER_S = 2.0e6  # of compressed files, by one core
+DISK = 2.8  # bytes of rows and index, 16 bits an id, for one of compressed files
 
 
 def show_plan(config: Config) -> None:
@@ -91,6 +96,9 @@ def show_data(config: Config, readers: list[Reader]) -> None:
         print(f"  and prepared into {data.out}, under 40 MB, in about half a minute")
         return
     corpora = [reader.identity() for reader in readers]
-    size = sum(sum(corpus["files"].values()) for corpus in corpora)
-    print(f"data {data.name}: {size / 2**20:,.0f} MiB in {', '.join(corpus['path'] for corpus in corpora)}")
-    print(f"  would be prepared into {data.out}: about {size * width / 2**20:,.0f} MiB, in about {clock(size / 1e6)}")
+    sizes = [size for corpus in corpora for size in corpus["files"].values()]
+    mib, cores = sum(sizes) / 2**20, usable_cores()
+    print(f"data {data.name}: {mib:,.0f} MiB in {len(sizes):,} files of {', '.join(corpus['path'] for corpus in corpora)}")
+    seconds = sum(sizes) / PREPARED_BYTES_PER_S / cores
+    print(f"  would be prepared into {data.out}: about {mib * DISK * width / 2:,.0f} MiB, twice that meanwhile")
+    print(f"  in about {clock(seconds)} on this machine's {cores} cores")

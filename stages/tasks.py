@@ -177,14 +177,13 @@ def decontaminator_of(data: DataConfig) -> Decontaminator | None:
         key = f"data.decontaminate.against.{name}"
         try:
             found = instantiated(node, key).problems()
-        except BenchmarkAbsent as error:
-            raise UserError(f"{key}: {error.reason.replace(f'eval.benchmarks.{name}', key)}, or leave it out with {key}=null") from error
+        except (BenchmarkAbsent, UserError) as error:
+            said = str(error).replace(f"eval.benchmarks.{name}", key)
+            raise UserError(f"{said}, or leave it out with {key}=null") from error
         problems += [Problem(problem.task_id, problem.statement, problem.canonical) for problem in found]
     if not problems:
         return None
-    decontaminator = Decontaminator(problems, n=data.decontaminate.ngram)
-    decontaminator.hits([])  # compiled once, before there are many processes
-    return decontaminator
+    return Decontaminator(problems, n=data.decontaminate.ngram)
 
 
 def refuse_missing_corpus(config: Config) -> None:
@@ -195,16 +194,18 @@ def refuse_missing_corpus(config: Config) -> None:
     if not to_be_made and not Path(config.data.out).exists():
         for reader in readers_of(config.data):
             reader.files()
+        if config.data.decontaminate.action != "ignore":
+            decontaminator_of(config.data)
 
 
 def prepared_data(config: Config) -> Prepared:
     """The prepared data of `config`: made where it is not there yet, opened and checked where it is."""
     data, folder = config.data, Path(config.data.out).parent
-    if config.sweep is None or (Path(data.out) / "manifest.json").exists():
+    if (Path(data.out) / "manifest.json").exists():
         return _prepared_data(config, data)
     from stages.record import only_process
 
-    with only_process(folder, wait=True):  # the points may all come here at once
+    with only_process(folder, wait=True):  # the points of a sweep, and others, may come here at once
         try:
             return _prepared_data(config, data)
         finally:

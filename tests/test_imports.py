@@ -44,7 +44,7 @@ crystal.data       | BASE crystal.data                      | numpy | tokenizers
 crystal.data.bpe   |                                        | numpy                      | crystal.data.bpe_kernels
 crystal.data.bpe_kernels |                                  | numpy numba                |
 crystal.data.decontaminate | BASE crystal.data               | numpy                      | numba
-crystal.data.scan  |                                        | numpy numba                |
+crystal.data.scan  | crystal.data.bpe_kernels               | numpy                      |
 crystal.mup.plan   | BASE crystal.model                     | torch                      | mup
 crystal.engine     | PARTS crystal.schedule                 | torch numpy                |
 crystal.optim      | PARTS                                  | torch                      |

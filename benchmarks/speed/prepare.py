@@ -105,15 +105,18 @@ PEERS = {OURS: crystal, "crystal, decontaminated": crystal_decontaminated, "data
 
 
 def timed(peer: str, data: Path, workers: int) -> dict[str, float]:
-    """Run a peer in a process of its own, from its start to its end: {"wall_s", "cpu_s", "max_rss_mb" (of its largest process)}."""
+    """Run a peer in a process of its own, from its start to its end: {"wall_s", "max_rss_mb" (workers that it does not wait for apart)}."""
     with tempfile.TemporaryDirectory(dir=data) as folder:
         arguments = ["-m", "benchmarks.speed.prepare", f"peer={peer}", f"data={data}", f"out={folder}/out", f"workers={workers}"]
         t0 = time.perf_counter()
-        child = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ | ONE_CORE)
+        log = os.open(Path(folder, "log"), os.O_CREAT | os.O_WRONLY)  # datatrove says a lot
+        quiet = [(os.POSIX_SPAWN_DUP2, log, stream) for stream in (1, 2)]
+        child = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ | ONE_CORE, file_actions=quiet)
         _, status, usage = os.wait4(child, 0)
         wall_s = time.perf_counter() - t0
-    require(status == 0, f"{peer} ended with {status}", "0", "see its own lines above; every peer must be installed")
-    return {"wall_s": wall_s, "cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_mb": usage.ru_maxrss / 1024}
+        last = Path(folder, "log").read_text(errors="replace").splitlines()[-1:]
+        require(status == 0, f"{peer} ended with {status} ({' '.join(last)})", "0", "install what it misses")
+    return {"wall_s": wall_s, "max_rss_mb": usage.ru_maxrss / 1024}
 
 
 def compared(data: Path, rounds: int, workers: int) -> dict[str, list[dict[str, float]]]:
@@ -125,12 +128,12 @@ def compared(data: Path, rounds: int, workers: int) -> dict[str, list[dict[str, 
     for k in range(rounds + 1):
         for peer in peers[k % len(peers) :] + peers[: k % len(peers)]:
             found = timed(peer, data, workers)
-            print(f"round {k}: {peer} {found['wall_s']:.1f} s, {found['cpu_s']:.1f} CPU s", file=sys.stderr)
+            print(f"round {k}: {peer} {found['wall_s']:.1f} s", file=sys.stderr)
             figures[peer] += [found] if k else []
     return figures
 
 
-def grown(data: Path, copies: int, workers: int, scratch: Path) -> dict[str, dict[str, float]]:
+def grown(data: Path, copies: int, scratch: Path) -> dict[str, dict[str, float]]:
     """Crystal on one of the files and on `copies` of it."""
     file = sorted((data / "slimpajama" / "train").glob("*/*.zst"))[0]
     found = {}
@@ -143,7 +146,7 @@ def grown(data: Path, copies: int, workers: int, scratch: Path) -> dict[str, dic
         language = sorted((data / "starcoderdata").glob("*/*.parquet"))[0]
         os.link(language, corpus / "starcoderdata" / "none" / language.name)
         shutil.copytree(data / "tokenizer", corpus / "tokenizer")
-        found[str(n)] = timed(OURS, corpus, workers)
+        found[str(n)] = timed(OURS, corpus, workers=1)  # which works in the process itself
     return found
 
 
@@ -172,17 +175,19 @@ def page(result: dict[str, Any]) -> str:
         f"Documents of {result['mb']:.1f} MB of text, compressed as they are published, to tokens on disk; whole processes, start-up "
         f"included; {result['workers']} workers; {result['rounds']} rounds in turn; medians (lowest to highest). `times`: "
         "the median over rounds of the peer's time over crystal's.\n",
-        "| peer | seconds | MB/s | CPU s | times | largest process, MB |", "|---|---|---|---|---|---|",
+        "| peer | seconds | MB/s | times |", "|---|---|---|---|",
     ]  # fmt: skip
     for peer, rounds in result["peers"].items():
         wall = [one["wall_s"] for one in rounds]
         times = median(theirs / ours["wall_s"] for theirs, ours in zip(wall, result["peers"][OURS], strict=True))
-        cpu, rss = median(one["cpu_s"] for one in rounds), max(one["max_rss_mb"] for one in rounds)
         speed = result["mb"] / median(wall)
-        lines.append(
-            f"| {peer} | {median(wall):.1f} ({min(wall):.1f} to {max(wall):.1f}) | {speed:.1f} | {cpu:.1f} | {times:.2f} | {rss:.0f} |"
-        )
-    lines += ["", "Memory of crystal's largest process on one file and on copies of it:\n", "| copies | MB | seconds |", "|---|---|---|"]
+        lines.append(f"| {peer} | {median(wall):.1f} ({min(wall):.1f} to {max(wall):.1f}) | {speed:.1f} | {times:.2f} |")
+    lines += [
+        "",
+        "Memory of crystal, one worker, on one file of text and one of code, and on copies of the former:\n",
+        "| copies | MB | seconds |",
+        "|---|---|---|",
+    ]
     lines += [f"| {n} | {one['max_rss_mb']:.0f} | {one['wall_s']:.1f} |" for n, one in result["memory"].items()]
     return "\n".join(lines) + "\n"
 
@@ -201,7 +206,7 @@ def main(arguments: list[str]) -> None:
             **provenance(shlex.join(["python", "-m", "benchmarks.speed.prepare", *arguments]), PACKAGES),
             "mb": mb, "rounds": given["rounds"], "workers": given["workers"],
             "peers": compared(scratch, given["rounds"], given["workers"]),
-            "memory": grown(scratch, given["copies"], given["workers"], scratch),
+            "memory": grown(scratch, given["copies"], scratch),
         }  # fmt: skip
     write_result(out, "Preparation, from documents to tokens on disk", result, page(result))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from crystal.data.npy import NpyWriter
 from crystal.data.pack import Plan, packer
 from crystal.data.shards import SHARD_ROWS, row_dtype
 from crystal.data.tokenizer import load_tokenizer
-from crystal.runlog import write_json
+from crystal.runlog import read_json, write_json
 
 BLOCK_ROWS = 1024
+OPEN_FILES = 256  # of the encoded ones: best_fit takes documents of many into a row
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,6 @@ class Layout:
 
     encoded: Path
     out: Path
-    n_files: int
     width: int
     vocab_size: int
     packing: str
@@ -52,27 +53,33 @@ class Layout:
         return Index(*(np.load(self.out / part / f"{name}.npy", mmap_mode="r") for name in INDEX))
 
 
+class Part(NamedTuple):
+    """Whether its rows have room for FIM, and the input files that hold documents of it, in order."""
+
+    room: bool
+    files: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class PlanParts:
-    """A step: rank r of n plans the parts r, r + n, ... that are not planned; `code`: whether each has room for FIM."""
+    """A step: rank r of n plans the parts r, r + n, ... that are not planned."""
 
     layout: Layout
-    code: dict[str, bool]
+    parts: dict[str, Part]
 
     def __call__(self, rank: int, n_tasks: int) -> None:
-        for part in list(self.code)[rank::n_tasks]:
+        for part in list(self.parts)[rank::n_tasks]:
             if not self.layout.entry_path(part).exists():
-                self._plan(part, room=self.code[part])
+                self._plan(part, *self.parts[part])
 
-    def _plan(self, part: str, *, room: bool) -> None:
+    def _plan(self, part: str, room: bool, files: tuple[int, ...]) -> None:
         made, train = self.layout, part.startswith("train/")
         packing, writer = packer(made.packing, made.width, fim_room=room), IndexWriter(made.out / part)
         counts = {"documents": 0, "tokens": 0, "text_bytes": 0}
-        for number in range(made.n_files):
-            file = EncodedFile(made.encoded, number)
-            if part not in file.about["parts"] or (not train and writer.n_rows >= made.valid_rows):
-                continue
-            documents = file.documents(part)
+        for number in files:
+            if not train and writer.n_rows >= made.valid_rows:
+                break
+            documents = EncodedFile(made.encoded, number).documents(part)
             counts["documents"] += len(documents)
             counts["tokens"] += int(documents["tokens"].sum(dtype=np.int64)) + len(documents)
             counts["text_bytes"] += int(documents["bytes"].sum(dtype=np.int64))
@@ -116,7 +123,9 @@ class FillShards:
 
     def __call__(self, rank: int, n_tasks: int) -> None:
         for part, number in self.shards()[rank::n_tasks]:
-            if not self.layout.shard_path(part, number).exists():
+            about = read_json(self.layout.shard_path(part, number), {})
+            path = self.layout.out / about.get("file", "")
+            if not about or not path.is_file() or path.stat().st_size != about["bytes"]:
                 self._fill(part, number)
 
     def _fill(self, part: str, number: int) -> None:
@@ -138,7 +147,7 @@ class FillShards:
 _tokenizer = lru_cache(maxsize=1)(load_tokenizer)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=OPEN_FILES)
 def _opened(layout: Layout, part: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A part of an encoded file: DOCUMENT (n,), where each document begins, and the ids."""
     file = EncodedFile(layout.encoded, number)

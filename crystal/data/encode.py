@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ import numpy as np
 from crystal.data.pack import DOCUMENT
 from crystal.data.readers import Broken, Document, Reader
 from crystal.data.shards import row_dtype
-from crystal.data.tokenizer import Tokenizer, load_tokenizer
+from crystal.data.tokenizer import FIM_PAD, Tokenizer, load_tokenizer
 from crystal.errors import UserError, require
 from crystal.runlog import write_json
 
@@ -61,12 +62,16 @@ class Encode:
 
     def __call__(self, rank: int, n_tasks: int) -> None:
         for file in self.files[rank::n_tasks]:
-            if not EncodedFile(self.folder, file.number).is_of(file):
-                self._encode(file)
+            removed = self._removed(file.number)
+            made_of = [file.name, file.bytes, zlib.crc32(removed.tobytes())]
+            if not EncodedFile(self.folder, file.number).is_made_of(made_of):
+                self._encode(file, frozenset(removed.tolist()), made_of)
 
-    def _encode(self, file: InputFile) -> None:
+    def _removed(self, number: int) -> np.ndarray:
+        return np.empty(0, np.uint64) if self.removed is None else np.load(self.removed / f"{number:06d}.npy")
+
+    def _encode(self, file: InputFile, removed: frozenset[int], made_of: list[Any]) -> None:
         reader, parts = self.readers[file.reader], _Parts(row_dtype(self.vocab_size))
-        removed = frozenset(np.load(self.removed / f"{file.number:06d}.npy").tolist()) if self.removed is not None else frozenset()
         n_removed, broken, hits = 0, list[dict[str, str]](), list[dict[str, Any]]()
         for batch in self._batches(reader, file, broken):
             kept = [document for document in batch if document.index not in removed]
@@ -78,7 +83,7 @@ class Encode:
                 side = "valid" if is_held_out(document, self.holdout) else "train"
                 part = document.source if side == "valid" else reader.part(document)
                 parts.add(f"{side}/{part}", document, ids, self._text_bytes(document), self._tokenizer.eos_id, code=reader.code)
-        made = {"input": [file.name, file.bytes], "removed": n_removed, "broken": broken, "hits": hits}
+        made = {"made_of": made_of, "removed": n_removed, "broken": broken, "hits": hits}
         parts.write(EncodedFile(self.folder, file.number), made)
 
     def _batches(self, reader: Reader, file: InputFile, broken: list[dict[str, str]]) -> Iterator[list[Document]]:
@@ -117,7 +122,11 @@ class Encode:
         got = f"{document.file} document {document.index} holds ids from {low} to {high}"
         remedy = "give the data.tokenizer and data.vocab_size that it was made with"
         require(0 <= low <= high < self.vocab_size, got, f"0 to {self.vocab_size - 1}", remedy)
-        return ids[:-1] if ids[-1] == self._tokenizer.eos_id else ids
+        ids = ids[:-1] if ids[-1] == self._tokenizer.eos_id else ids
+        ends = np.isin(ids, [self._tokenizer.eos_id, self._tokenizer.special[FIM_PAD]])
+        got = f"{document.file} document {document.index} has an end of document or padding inside"
+        require(not ends.any(), got, "ids of one text", "give the reader the eos_id that ends its documents")
+        return ids
 
     def _text_bytes(self, document: Document) -> int:
         if document.text is not None:
@@ -157,9 +166,9 @@ class EncodedFile:
     def path(self) -> Path:
         return self.folder / f"{self.number:06d}.json"
 
-    def is_of(self, file: InputFile) -> bool:
-        """Whether it is there, all of it, and made of that file."""
-        if not self.path.exists() or self.about["input"] != [file.name, file.bytes]:
+    def is_made_of(self, made_of: list[Any]) -> bool:
+        """Whether it is there, all of it, and made of that."""
+        if not self.path.exists() or self.about["made_of"] != made_of:
             return False
         paths = (self.ids_path, self.documents_path)
         return all(path.exists() and path.stat().st_size == size for path, size in zip(paths, self.about["bytes"], strict=True))

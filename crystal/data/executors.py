@@ -6,12 +6,19 @@ that are there, so a restart may use another executor and another number of task
 
 from __future__ import annotations
 
+import ctypes
 import os
+import pickle
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +29,7 @@ from crystal.runlog import write_text
 
 TASKS_PER_WORKER = 4  # so that one slow task is not waited for
 POLL_S = 2.0
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 Step = Callable[[int, int], None]
 
@@ -57,8 +65,9 @@ class Local:
         workers = min(self.workers or usable_cores(), n_items)
         tasks = min(self.tasks or TASKS_PER_WORKER * workers, n_items)
         local = _quiet("datatrove.executor.local").LocalPipelineExecutor
-        made = local([_Guarded(step, folder)], tasks=tasks, workers=min(workers, tasks), logging_dir=str(folder), skip_completed=False)
-        _run(made, folder)
+        made = local(_guarded(step, folder), tasks=tasks, workers=min(workers, tasks), logging_dir=str(folder), skip_completed=False)
+        with _stoppable():
+            _run(made, folder)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Slurm:
         require(found, "executor=slurm, and no sbatch on this machine", "a Slurm cluster", "start on a login node, or give executor=local")
         tasks = min(self.tasks, n_items)
         made = _quiet("datatrove.executor.slurm").SlurmPipelineExecutor(
-            [_Guarded(step, folder)], tasks=tasks, time=self.time, partition=self.partition, workers=self.workers,
+            _guarded(step, folder), tasks=tasks, time=self.time, partition=self.partition, workers=self.workers,
             cpus_per_task=self.cpus_per_task, mem_per_cpu_gb=self.mem_per_cpu_gb, env_command=self.env_command, qos=self.qos,
             sbatch_args=dict(self.sbatch_args), job_name=f"crystal-{folder.name}", requeue=False, logging_dir=str(folder),
             skip_completed=False,
@@ -92,7 +101,8 @@ class Slurm:
         while _unfinished(made):
             _raise_told(folder)
             got = f"job {made.job_id} has ended before its {tasks} tasks"
-            require(_queued(made.job_id), got, "all of them done", f"see {folder}/slurm_logs; run the same command again")
+            alive = _queued(made.job_id) or not _unfinished(made)
+            require(alive, got, "all of them done", f"see {folder}/slurm_logs; run the same command again")
             time.sleep(POLL_S)
 
 
@@ -119,7 +129,7 @@ class Ray:
             raise UserError(f"{got}; expected one; start it by: ray start --head") from error
         tasks = min(self.tasks, n_items)
         made = _quiet("datatrove.executor.ray").RayPipelineExecutor(
-            [_Guarded(step, folder)], tasks=tasks, workers=self.workers, cpus_per_task=self.cpus_per_task,
+            _guarded(step, folder), tasks=tasks, workers=self.workers, cpus_per_task=self.cpus_per_task,
             mem_per_cpu_gb=self.mem_per_cpu_gb, logging_dir=str(folder), skip_completed=False,
         )  # fmt: skip
         _run(made, folder)
@@ -129,16 +139,18 @@ class Ray:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """`step` as datatrove calls one; what a user can mend is left in `folder`, since not every executor hands exceptions on."""
+    """The step that lies in `folder`, as datatrove calls one; what a user can mend is left there, for not every executor raises it.
 
-    step: Step
+    Small on purpose: datatrove sends it with every task, and a pool whose pipe is full of tasks cannot be stopped.
+    """
+
     folder: Path
     here: str = field(default_factory=os.getcwd)  # what relative paths are relative to
 
     def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> None:
         os.chdir(self.here)
         try:
-            self.step(rank, world_size)
+            _step(self.folder / "step.pickle")(rank, world_size)
         except UserError as error:
             write_text(self.folder / f"error-{rank:05d}.txt", str(error))
             raise
@@ -148,6 +160,47 @@ class _Guarded:
         self.__dict__.update(state)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _quiet("datatrove")
+
+
+def _guarded(step: Step, folder: Path) -> list[_Guarded]:
+    """A pipeline of that step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step.pickle").write_bytes(pickle.dumps(step))
+    return [_Guarded(folder.absolute())]
+
+
+@lru_cache(maxsize=1)
+def _step(path: Path) -> Step:
+    found: Step = pickle.loads(path.read_bytes())
+    return found
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C; and where this process is killed, what it has forked goes too."""
+    parent = os.getpid()
+
+    def follow() -> None:
+        if os.getppid() == parent and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    _FOLLOW.append(follow)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if main else None
+    try:
+        yield
+    finally:
+        _FOLLOW.remove(follow)
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+_FOLLOW: list[Callable[[], None]] = []  # what a fork does first; it cannot be unregistered
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [follow() for follow in _FOLLOW])
 
 
 def _run(executor: Any, folder: Path) -> None:

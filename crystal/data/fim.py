@@ -39,11 +39,14 @@ class FimIds:
         )
 
 
-def words_of(pieces: np.ndarray, *, key: int, epochs: np.ndarray) -> np.ndarray:
-    """64 random bits for each piece (m,) in its epoch (m,): by the piece's document and place in it, not by the row it lies in."""
+def words_of(pieces: np.ndarray, *, key: int, epochs: np.ndarray, files: np.ndarray) -> np.ndarray:
+    """64 random bits for each piece (m,) in its epoch (m,): by the piece's document and place in it, not by the row it lies in.
+
+    `files`: a key of 64 bits for each input file, by its name, so that other files beside it change nothing.
+    """
     words = mix(epochs.astype(np.uint64) ^ np.uint64(key))
-    for name in ("file", "place", "start"):
-        words = mix(words ^ pieces[name].astype(np.uint64))
+    for part in (files[pieces["file"]], pieces["place"], pieces["start"]):
+        words = mix(words ^ part.astype(np.uint64))
     return words
 
 

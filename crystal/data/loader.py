@@ -161,6 +161,7 @@ class Loader:
         with_fim = [(k, entry) for k, entry in enumerate(by_name.values()) if entry.fim and fim_rate > 0]
         self._pieces = {k: prepared.pieces(entry.parts, entry.slice) for k, entry in with_fim}
         self._fim_key, self._crystalcoder = key_of("fim", seed), None
+        self._files = np.array([key_of(name) for name in prepared.files] if self._pieces else [], np.uint64)
         if fim_style == "crystalcoder" and self._pieces:
             from crystal.data.fim_crystalcoder import CrystalCoderFim
 
@@ -201,7 +202,7 @@ class Loader:
         return result
 
     def _permute(self, rows: np.ndarray, epochs: np.ndarray, pieces: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        words = words_of(pieces, key=self._fim_key, epochs=np.repeat(epochs, counts))
+        words = words_of(pieces, key=self._fim_key, epochs=np.repeat(epochs, counts), files=self._files)
         if self._crystalcoder is not None:
             keys = words[np.cumsum(counts) - counts].tolist()  # a row's draws are those of its first piece
             permuted = [self._crystalcoder(row, _generator(key)) for row, key in zip(rows, keys, strict=True)]

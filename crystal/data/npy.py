@@ -17,7 +17,6 @@ from numpy.lib import format as npy
 from crystal.errors import UserError
 
 HEADER_BYTES = 256
-CHECK_BYTES = 1 << 24
 REMEDY = "delete the folder, or run task=prepare again into another one"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crystal.data.assemble import FillShards, Layout, PlanParts
+from crystal.data.assemble import FillShards, Layout, Part, PlanParts
 from crystal.data.encode import Encode, EncodedFile, InputFile, is_held_out
 from crystal.data.executors import Executor, Here, Step
 from crystal.data.pack import PACKINGS
@@ -64,7 +64,8 @@ class Settings:
         dedup, contaminated, on_broken = (None, "exact", "minhash"), ("drop", "report", "ignore"), ("stop", "skip")
         for name, known in {"packing": PACKINGS, "dedup": dedup, "contaminated": contaminated, "on_broken": on_broken}.items():
             value = getattr(self, name)
-            require(value in known, f"data.{name}={value}", " or ".join(map(str, known)), f"mend data.{name}")
+            words = ["null" if choice is None else choice for choice in known]
+            require(value in known, f"data.{name}={value}", " or ".join(words), f"mend data.{name}")
 
 
 def prepare(
@@ -112,12 +113,12 @@ class _Work:
         self.progress(f"{len(self.files):,} files, {size / 1e6:,.1f} MB; tokenizing by {tokenizer.engine}")
         self._encode(out / "tokenizer.json")
         layout = Layout(
-            self.folder / "encoded", out, len(self.files), settings.seq_len + 1, settings.vocab_size, settings.packing, settings.valid_rows,
+            self.folder / "encoded", out, settings.seq_len + 1, settings.vocab_size, settings.packing, settings.valid_rows,
             tokenizer.special[FIM_PAD], out / "tokenizer.json",
         )  # fmt: skip
-        code = self._parts()
-        self._run(PlanParts(layout, code), len(code), "plan")
-        entries = {part: read_json(layout.entry_path(part), {}) for part in code}
+        parts = self._parts()
+        self._run(PlanParts(layout, parts), len(parts), "plan")
+        entries = {part: read_json(layout.entry_path(part), {}) for part in parts}
         fill = FillShards(layout, {part: entry["rows"] for part, entry in entries.items()})
         self._run(fill, len(fill.shards()), "fill")
         for part, number in fill.shards():
@@ -157,6 +158,8 @@ class _Work:
 
             removed = self.folder / "removed"
             leave_out(self.readers, removed, mode=settings.dedup, run=self._run)
+        if self.decontaminator is not None:
+            self.decontaminator.hits([])  # compiled once, before there are many processes
         encoded = self.folder / "encoded"
         step = Encode(
             self.readers, self.files, encoded, tokenizer_path, settings.vocab_size, settings.holdout, settings.on_broken,
@@ -165,15 +168,16 @@ class _Work:
         with watched(self.files, encoded, self.progress):
             self._run(step, len(self.files), "encode")
 
-    def _parts(self) -> dict[str, bool]:
-        """The parts of all encoded files, in order, and whether they are packed with room for FIM."""
-        code: dict[str, bool] = {}
+    def _parts(self) -> dict[str, Part]:
+        """The parts of all encoded files, in order."""
+        rooms, numbers = dict[str, bool](), dict[str, list[int]]()
         for file in self.files:
             for part, entry in EncodedFile(self.folder / "encoded", file.number).about["parts"].items():
                 room = entry["code"] and self.settings.fim_room
                 other = f"{part} is code by one reader and text by another"
-                require(code.setdefault(part, room) == room, other, "one or the other", "give one of them another source")
-        return {part: code[part] for part in sorted(code)}
+                require(rooms.setdefault(part, room) == room, other, "one or the other", "give one of them another source")
+                numbers.setdefault(part, []).append(file.number)
+        return {part: Part(rooms[part], tuple(numbers[part])) for part in sorted(rooms)}
 
     def _reports(self, out: Path) -> dict[str, int]:
         """Write contamination.jsonl and broken.jsonl, a line for each hit and each skipped record; how many documents it was."""
@@ -205,13 +209,16 @@ def make_whole(out: Path, spec: dict[str, Any], write: Callable[[Path], None], p
 
     The folder `work` is the same for the same settings, whatever the corpora's files, and stays where `write` fails after something.
     """
-    existing = _existing(out, spec)
+    existing, work = _existing(out, spec), out.with_name(f".{out.name}.{_key(spec)}.work")
     if existing is not None:
+        shutil.rmtree(work, ignore_errors=True)  # where a kill came right behind the move
         progress(f"{out}: prepared before, {_tokens(existing['train'])} train tokens")
         return
-    work = out.with_name(f".{out.name}.{_key(spec)}.work")
     try:
         (work / "out").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.out={out} cannot be made ({error.strerror}); expected a folder to write into; give another") from error
+    try:
         write(work)
         _move(work / "out", out, spec)
     finally:
@@ -229,6 +236,8 @@ def _key(spec: dict[str, Any]) -> str:
 def _existing(out: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    found = (out / "manifest.json").is_file()
+    require(found, f"{out} has no manifest.json, so it is something else", "prepared data or nothing there", "give another data.out")
     manifest = read_manifest(out)
     differences = list(_differences(manifest["spec"], spec, "spec"))
     if differences:

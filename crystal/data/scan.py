@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from crystal.data.bpe_kernels import compiled
 
 # What of a pattern must be the same: its words; its tokens, but names only by where they first occurred (Baker 1993); its tokens.
 WORDS, SHAPE, TOKENS = 0, 1, 2
@@ -75,13 +76,13 @@ CLASSES, FIXED_BITS = _classes(), _fixed()
 IGNORED = (np.arange(256) <= SPACE) | np.isin(np.arange(256), list(b"()\"',;`"))  # what formatters add and take away
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _has(bits, key, shift):  # type: ignore[no-untyped-def]
     place = key * FACTOR >> shift
     return bits[place >> U3] >> np.uint8(place & U7) & np.uint8(1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _behind_mark(data, i, stop):  # type: ignore[no-untyped-def]
     """Behind the backslashes at `i` and the n, r or t that they make a blank of; behind the character reference, or bare &, at `i`."""
     if data[i] == BACKSLASH:
@@ -96,7 +97,7 @@ def _behind_mark(data, i, stop):  # type: ignore[no-untyped-def]
     return i + U1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _next_token(data, i, stop, punctuation):  # type: ignore[no-untyped-def]
     """(start, end) of the first token from `i` on, (stop, stop) where there is none.
 
@@ -122,7 +123,7 @@ def _next_token(data, i, stop, punctuation):  # type: ignore[no-untyped-def]
     return stop, stop
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hashed(data, start, end):  # type: ignore[no-untyped-def]
     """uint64 of the word data[start:end]."""
     word = U0
@@ -131,20 +132,20 @@ def hashed(data, start, end):  # type: ignore[no-untyped-def]
     return word
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_name(data, start, word):  # type: ignore[no-untyped-def]
     """Whether it may be named otherwise: not a number, nor an attribute, nor FIXED."""
     return (data[start] > NINE) & (data[start - U1] != DOT) & (_has(FIXED_BITS, word, FIXED_SHIFT) == 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _equal(data, start, end, other, other_end):  # type: ignore[no-untyped-def]
     while start < end and other < other_end and CLASSES[data[start]] == CLASSES[data[other]]:
         start, other = start + U1, other + U1
     return start == end and other == other_end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _spell(data, start, end, kind, names, n_names, out):  # type: ignore[no-untyped-def]
     """Write the token to `out` as it is compared; (bytes it takes, how many of `names`, spans in `data`, are known now)."""
     if CLASSES[data[start]] <= LAST_CLASS:
@@ -169,7 +170,7 @@ def _spell(data, start, end, kind, names, n_names, out):  # type: ignore[no-unty
     return n + 1, n_names
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def canonical(data, kind):  # type: ignore[no-untyped-def]
     """(bytes, ends): all tokens of `data` in the form that is compared, a SPACE behind each word, and where in the bytes each ends."""
     out, ends, n, n_tokens = np.empty(4 * len(data) + 4, np.uint8), np.empty(len(data), np.int64), 0, 0
@@ -185,7 +186,7 @@ def canonical(data, kind):  # type: ignore[no-untyped-def]
     return out[:n], ends[:n_tokens]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _starts(blob, a, token, n):  # type: ignore[no-untyped-def]
     j = 0
     while j < n and blob[a + j] == token[j]:
@@ -193,7 +194,7 @@ def _starts(blob, a, token, n):  # type: ignore[no-untyped-def]
     return j == n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _match(data, start, stop, blob, kind, names, token):  # type: ignore[no-untyped-def]
     """Where the tokens end that begin at `start` and are `blob` in canonical form; 0 where others are there."""
     end, a, n_names = start, 0, 0
@@ -208,7 +209,7 @@ def _match(data, start, stop, blob, kind, names, token):  # type: ignore[no-unty
     return end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def keys_of(data, kind, size):  # type: ignore[no-untyped-def]
     """uint64 of each `size` words in a row of `data`, as `scan` looks them up; how many are no names. `data` begins with a blank."""
     keys, fixed, n = np.zeros(len(data) + 1, np.uint64), np.zeros(len(data) + 1, np.int64), 0
@@ -228,7 +229,7 @@ def keys_of(data, kind, size):  # type: ignore[no-untyped-def]
     return keys[:n] + (U0 if kind == WORDS else U1), fixed[:n]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scan(data, ends, index, n_problems):  # type: ignore[no-untyped-def]
     """int64 (k, 5): text, problem, kind, start, end of the first match of each kind with each problem in each text.
 
@@ -246,7 +247,7 @@ def scan(data, ends, index, n_problems):  # type: ignore[no-untyped-def]
     return found[: count[0]]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan_text(data, i, stop, text, index, names, token, seen, found, count):  # type: ignore[no-untyped-def]
     """Append the matches of one text to `found`, of which `count[0]` rows are in use. Growing it in here would halve the speed."""
     word_bits, shape_bits, mask = index.word_bits, index.shape_bits, np.uint64(REACH - 1)
@@ -277,7 +278,7 @@ def _scan_text(data, i, stop, text, index, names, token, seen, found, count):  #
             _look_up(data, stop, text, n, rolled_shape + U1, index, starts, names, token, seen, found, count)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _look_up(data, stop, text, n, key, index, starts, names, token, seen, found, count):  # type: ignore[no-untyped-def]
     """Compare what `key` at the end of `n` words stands for, exactly."""
     row = np.searchsorted(index.keys, key)

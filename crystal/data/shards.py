@@ -22,10 +22,11 @@ from crystal.data import hdf5
 from crystal.data.fim import FimIds
 from crystal.data.index import INDEX, Index, PieceView
 from crystal.data.npy import REMEDY, verify_npy
+from crystal.machine import open_files
 
 FORMAT = 2
 SHARD_ROWS = 65536
-OPEN_SHARDS = 512  # of one process: a memory map holds its file open, and 1,024 is a usual limit
+OPEN_SHARDS = min(open_files() // 2, 1 << 15)  # of one process: a memory map holds its file open
 
 
 def row_dtype(vocab_size: int) -> np.dtype:

@@ -160,15 +160,16 @@ def test_ray_tells_what_a_task_refused(ray_cluster: None, tmp_path: Path) -> Non
         Ray(tasks=2).run(Refuse(), 2, tmp_path / "logs")
 
 
-def test_the_same_bytes_whoever_prepares(ray_cluster: None, cluster: Path, corpus: Path, prepared: Prepared, tmp_path: Path) -> None:
-    expected = {path.relative_to(prepared.folder): path.read_bytes() for path in sorted(prepared.folder.rglob("*")) if path.is_file()}
-    executors = {
-        "1": Local(workers=1, tasks=1),
-        "4": Local(workers=2, tasks=4),
-        "ray": Ray(tasks=3, workers=2),
-        "slurm": Slurm("cpu", tasks=2),
-    }
-    for name, executor in executors.items():
-        out = tmp_path / name
-        prepare_corpus(corpus, out, executor=executor)
-        assert {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == expected, name
+def bytes_below(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("executor", [Local(workers=1, tasks=1), Local(workers=2, tasks=4), Slurm("cpu", tasks=2)], ids=repr)
+def test_the_same_bytes_whoever_prepares(executor: Executor, cluster: Path, corpus: Path, prepared: Prepared, tmp_path: Path) -> None:
+    prepare_corpus(corpus, tmp_path / "out", executor=executor)
+    assert bytes_below(tmp_path / "out") == bytes_below(prepared.folder)
+
+
+def test_the_same_bytes_by_ray(ray_cluster: None, corpus: Path, prepared: Prepared, tmp_path: Path) -> None:
+    prepare_corpus(corpus, tmp_path / "out", executor=Ray(tasks=3, workers=2))
+    assert bytes_below(tmp_path / "out") == bytes_below(prepared.folder)

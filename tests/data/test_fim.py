@@ -17,6 +17,7 @@ from tests.data.packed import packed
 from tests.shared import LLAMA, SHARED_DATA, needs_sample
 
 IDS = FimIds(prefix=90, middle=91, suffix=92, pad=93, eos=2)
+FILES = np.array([17, 4], np.uint64)
 documents = st.lists(st.lists(st.integers(3, 80), max_size=70), min_size=1, max_size=8)
 seeds = st.integers(0, 2**32)
 
@@ -26,7 +27,7 @@ def rows_of(docs: list[list[int]], width: int, **how) -> tuple[np.ndarray, Plan]
 
 
 def permuted(rows: np.ndarray, plan: Plan, *, seed: int, rate: float, spm_rate: float, ids: FimIds = IDS) -> np.ndarray:
-    draws = draws_of(words_of(plan.pieces, key=seed, epochs=np.zeros(len(plan.pieces), np.int64)))
+    draws = draws_of(words_of(plan.pieces, key=seed, epochs=np.zeros(len(plan.pieces), np.int64), files=FILES))
     return permute_rows(rows, plan.pieces["length"].astype(np.int64), plan.counts, draws, rate=rate, spm_rate=spm_rate, ids=ids)
 
 
@@ -56,7 +57,7 @@ def test_rate_one_permutes_every_piece_and_rate_zero_none(docs, width, seed):
 def test_a_row_is_permuted_alone_as_among_others(docs, seed):
     rows, plan = rows_of(docs, 30)
     together = permuted(rows, plan, seed=seed, rate=0.7, spm_rate=0.5)
-    draws = draws_of(words_of(plan.pieces, key=seed, epochs=np.zeros(len(plan.pieces), np.int64)))
+    draws = draws_of(words_of(plan.pieces, key=seed, epochs=np.zeros(len(plan.pieces), np.int64), files=FILES))
     for row, result, own in zip(rows, together, np.split(draws, np.cumsum(plan.counts)[:-1]), strict=True):
         np.testing.assert_array_equal(permute_row(row, own, rate=0.7, spm_rate=0.5, ids=IDS), result)
 
@@ -93,7 +94,7 @@ def within_three_sigma(count: int, n: int, rate: float) -> bool:
 def test_rates_are_met(rate, spm_rate):
     n = 40_000
     rows, plan = rows_of([[5] * 9] * n, 131)
-    draws = draws_of(words_of(plan.pieces, key=3, epochs=np.ones(n, np.int64)))
+    draws = draws_of(words_of(plan.pieces, key=3, epochs=np.ones(n, np.int64), files=FILES))
     draws[:, 2:] = 0.5 + draws[:, 2:] / 2  # no empty prefix, which would hide the order
     result = permute_rows(rows, plan.pieces["length"].astype(np.int64), plan.counts, draws, rate=rate, spm_rate=spm_rate, ids=IDS).ravel()
     prefixes = np.flatnonzero(result == IDS.prefix)
@@ -104,15 +105,15 @@ def test_rates_are_met(rate, spm_rate):
 def test_draws_depend_on_seed_epoch_and_every_part_of_the_piece():
     pieces = np.zeros(6, PIECE)
     pieces["file"][1], pieces["place"][2], pieces["start"][3], pieces["length"][5] = 1, 1, 1, 9
-    words = words_of(pieces, key=7, epochs=np.array([0, 0, 0, 0, 1, 0]))
+    words = words_of(pieces, key=7, epochs=np.array([0, 0, 0, 0, 1, 0]), files=FILES)
     assert len(set(words.tolist())) == 5 and words[5] == words[0]
-    assert words_of(pieces[:1], key=8, epochs=np.zeros(1, np.int64))[0] != words[0]
+    assert words_of(pieces[:1], key=8, epochs=np.zeros(1, np.int64), files=FILES)[0] != words[0]
 
 
 def test_draws_are_uniform_and_independent():
     pieces = np.zeros(100_000, PIECE)
     pieces["place"] = np.arange(len(pieces))
-    draws = draws_of(words_of(pieces, key=1, epochs=np.zeros(len(pieces), np.int64)))
+    draws = draws_of(words_of(pieces, key=1, epochs=np.zeros(len(pieces), np.int64), files=FILES))
     assert draws.shape == (len(pieces), DRAWS) and draws.min() >= 0 and draws.max() < 1
     for column in draws.T:
         assert abs(np.histogram(column, 10, (0, 1))[0] - 10_000).max() < 400

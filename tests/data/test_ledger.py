@@ -72,7 +72,7 @@ def test_fim_orders_are_those_that_were_drawn(prepared):
             assert seen.fim is None
             continue
         piece = np.array([(prepared.files.index(seen.file), seen.place, seen.start, 0)], PIECE)
-        fim, spm, *cuts = draws_of(words_of(piece, key=key_of("fim", load.seed), epochs=np.array([seen.epoch])))[0]
+        fim, spm, *cuts = draws_of(words_of(piece, key=key_of("fim", load.seed), epochs=np.array([seen.epoch]), files=load._files))[0]
         if min(cuts) * len(seen.ids) < 1:  # nothing before the middle: the two are one
             continue
         assert seen.fim == (None if fim >= 0.7 else "SPM" if spm < 0.5 else "PSM")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from crystal.config import UserError
 from crystal.data.fim import unpermute_row
 from crystal.data.loader import GROUP_ROWS, Batch, Change, Entry, Loader, resolve_entries, to_batch
-from tests.data.conftest import prepare_corpus
+from tests.data.conftest import prepare_corpus, write_parquet
 
 ENTRIES = [Entry("c4", "RedPajamaC4/even", 0.4), Entry("code", "starcoder/*", 0.6, fim=True)]
 
@@ -210,3 +211,15 @@ def test_bad_settings(prepared):
         loader(prepared, n_ranks=9)
     with pytest.raises(UserError, match="FIM rates 1.5"):
         loader(prepared, fim_rate=1.5)
+
+
+def test_another_file_beside_it_changes_no_documents_draws(corpus, prepared, tmp_path):
+    """An empty file in front gives every file another number."""
+    root = tmp_path / "corpus"
+    shutil.copytree(corpus, root)
+    write_parquet(root / "starcoder" / "ada" / "a.parquet", [""])
+    other = prepare_corpus(root, tmp_path / "out", tokenizer=prepared.tokenizer_path)
+    assert other.files != prepared.files and other.fingerprint() != prepared.fingerprint()
+    entries = [Entry("code", "starcoder/*", 1.0, fim=True)]
+    loaders = [Loader(data, entries, seed=1, batch_rows=1, fim_rate=0.9) for data in (prepared, other)]
+    assert np.array_equal(*(loader.rows(0, 40) for loader in loaders))

@@ -15,7 +15,7 @@ from crystal.data.encode import is_held_out
 from crystal.data.executors import Here
 from crystal.data.fim import split_pieces
 from crystal.data.prepare import Settings, prepare
-from crystal.data.readers import Document, Reader, SlimPajama, StarCoder
+from crystal.data.readers import Document, Reader, SlimPajama, StarCoder, TokenArray
 from crystal.data.shards import Prepared
 from crystal.data.tokenizer import load_tokenizer
 from tests.data.conftest import VOCAB, prepare_corpus, write_corpus, write_parquet
@@ -267,3 +267,39 @@ def test_duplicates_are_left_out(corpus, tmp_path, prepared):
     made = prepare_corpus(root, tmp_path / "out", tokenizer=prepared.tokenizer_path, dedup="exact", executor=Here(2))
     assert [entry["shards"] for entry in made.train.values()] == [entry["shards"] for entry in prepared.train.values()]
     assert made.manifest["left_out"]["duplicates"] == len(css)
+
+
+def test_what_is_a_duplicate_is_decided_anew_where_another_file_has_changed(corpus, tmp_path, prepared):
+    """The file that was mended holds what another, done before, had as the first of its kind."""
+    root, settings = tmp_path / "corpus", {"tokenizer": prepared.tokenizer_path, "dedup": "exact"}
+    shutil.copytree(corpus, root)
+    first, last = (root / "starcoder" / "css" / f"{name}.parquet" for name in ("a", "z"))
+    write_parquet(last, ["b {}", "c {}"])
+    write_parquet(first, ["b {}", None])
+    with pytest.raises(UserError, match="content is null"):
+        prepare_corpus(root, tmp_path / "out", **settings)
+    write_parquet(first, ["c {}", "d { color: red }"])
+    made = prepare_corpus(root, tmp_path / "out", **settings)
+    assert made.fingerprint() == prepare_corpus(root, tmp_path / "fresh", **settings).fingerprint()
+
+
+def test_ids_of_several_texts_are_no_document(prepared, tmp_path):
+    (tmp_path / "ids").mkdir()
+    np.save(tmp_path / "ids" / "a.npy", np.array([30, prepared.eos_id, 31, 5, 32, 5], np.uint16))
+    with pytest.raises(
+        UserError, match="a.npy document 0 has an end of document or padding inside; expected ids of one text; give .*eos_id"
+    ):
+        reader = TokenArray(str(tmp_path / "ids"), "ids", eos_id=5)
+        prepare_corpus(tmp_path, tmp_path / "out", readers=[reader], tokenizer=prepared.tokenizer_path)
+    reader = TokenArray(str(tmp_path / "ids"), "ids", eos_id=prepared.eos_id)
+    made = prepare_corpus(tmp_path, tmp_path / "out", readers=[reader], tokenizer=prepared.tokenizer_path, holdout=0.0, packing="best_fit")
+    assert made.train["ids"]["tokens"] == 7 and made.train["ids"]["documents"] == 2
+
+
+def test_what_a_kill_left_behind_the_move_goes(corpus, tmp_path, prepared):
+    shutil.copytree(prepared.folder, tmp_path / "out")
+    prepare_corpus(corpus, tmp_path / "out")
+    work = tmp_path / f".out.{module._key(prepared.manifest['spec'])}.work"
+    (work / "encoded").mkdir(parents=True)
+    prepare_corpus(corpus, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -90,7 +90,7 @@ def prepared_data(folder: Path) -> Prepared:
     manifest = {
         "format": FORMAT, "label": "golden", "eos_id": EOS, "tokenizer_sha256": "none",
         "vocab_size": VOCAB_SIZE, "special": SPECIAL, "spec": {"seq_len": SEQ_LEN},
-        "train": train, "valid": {},
+        "train": train, "valid": {}, "files": ["", *parts],
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Prepared.open(folder, verify=True)
