@@ -76,7 +76,8 @@ def ledger(config: Config) -> None:
 def _asked(config: Config) -> list[Recipe]:
     """The stages of the question. UserError for one that has no answer."""
     both = "one of step=N and document=FILE:PLACE"
-    require((config.step is None) != (config.document is None), "task=ledger with both or neither", both, "give one")
+    got = "task=ledger with " + ("neither step nor document" if config.step is None else "step and document")
+    require((config.step is None) != (config.document is None), got, both, "give one")
     recipes = [recipe(stage, config.scale) for stage in config.stages.values()]
     if config.step is None:
         require(config.rank is None and config.ranks == 1, "rank or ranks with document", "them with step=N", "leave them out")

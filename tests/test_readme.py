@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL))
 SMALLER = {
+    "task=contamination": ["data.decontaminate.against.mbpp=null"],
     "eval=humaneval": ["eval.benchmarks.humaneval.limit=2"],
     "sweep=lr": ["scale.lr_factor=0.1,0.2", "run.seed=1", "hydra/launcher=basic"],
     "task=coordcheck": ["coordcheck.widths=[64,256]", "coordcheck.n_layers=1", "coordcheck.steps=[1,3]", "coordcheck.seeds=2"],

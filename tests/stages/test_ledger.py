@@ -104,8 +104,8 @@ def test_rows_of_hdf5_files(crystal, tiny_overrides, trained, tmp_path, corpus):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "task=ledger with both or neither; expected one of step=N"),
-        ("stage=1 step=0 document=a:1", "task=ledger with both"),
+        ("", "task=ledger with neither step nor document; expected one of step=N"),
+        ("stage=1 step=0 document=a:1", "task=ledger with step and document"),
         ("step=0", "step=0 with 3 stages; expected the stage"),
         ("stage=1 step=6", "step=6 of stage 1; expected 0 to 5"),
         ("stage=1 step=-1", "expected 0 to 5"),
