@@ -16,7 +16,8 @@ from crystal.runlog import clock
 from stages.recipes import recipe
 
 # Measured on real text and code in the formats of the published datasets (benchmarks/results/speed/prepare.md).
-PREPARED_BYTES_PER_S = 2.0e6  # of compressed files, by one core
+PREPARED_BYTES_PER_S = 5.0e6  # of compressed files, by one core
+START_S = 15.0
 DISK = 2.8  # bytes of rows and index, 16 bits an id, for one of compressed files
 
 
@@ -99,6 +100,6 @@ def show_data(config: Config, readers: list[Reader]) -> None:
     sizes = [size for corpus in corpora for size in corpus["files"].values()]
     mib, cores = sum(sizes) / 2**20, usable_cores()
     print(f"data {data.name}: {mib:,.0f} MiB in {len(sizes):,} files of {', '.join(corpus['path'] for corpus in corpora)}")
-    seconds = sum(sizes) / PREPARED_BYTES_PER_S / cores
+    seconds = START_S + sum(sizes) / PREPARED_BYTES_PER_S / cores
     print(f"  would be prepared into {data.out}: about {mib * DISK * width / 2:,.0f} MiB, twice that meanwhile")
     print(f"  in about {clock(seconds)} on this machine's {cores} cores")
