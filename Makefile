@@ -21,7 +21,7 @@ run: setup       ## three tiny stages on text and code from this Python installa
 	$(BIN)/python -m crystal
 
 test: setup      ## everything that can be proven without a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: setup     ## style, types
 	$(BIN)/ruff check .

@@ -167,7 +167,8 @@ def inverted(texts: list[str], tokenizer: Tokenizer, width: int, spm_rate: float
     for text, tokens, pieces in zip(texts, encoded, found, strict=True):
         whole = np.concatenate(pieces)
         assert whole[-1] == ids.eos and np.array_equal(whole[:-1], tokens)
-        assert tokenizer.decode(whole[:-1]) == text.replace(SPACE, " ")  # one character in the tokenizer itself
+        if spm_rate == 0:  # equal ids have equal texts: decoded once; SPACE and a space are one in the tokenizer itself
+            assert tokenizer.decode(whole[:-1]) == text.replace(SPACE, " ")
 
 
 @pytest.fixture(scope="module")
