@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crystal.config import UserError, require
 
-GROUPS = ("task", "stage", "model", "data", "backend", "executor", "eval", "scale", "parametrization", "sweep")
+GROUPS = ("task", "stage", "model", "data", "backend", "executor", "eval", "eval/protocol", "scale", "parametrization", "sweep")
 TEXTS = ("prompt", "suffix")
 OPTIONS = ("-m", "--multirun", "--cfg", "--resolve", "--help", "-h")  # of Hydra's, those that are of use here
 SHOWS = ("job", "hydra", "all")  # what --cfg can show
@@ -235,7 +235,7 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if launcher := re.search(r"Could not find 'hydra/launcher/(\w+)'", text):
         remedy = "pip install 'crystal-trainer[sweep]', or give hydra/launcher=basic"
         return f"hydra/launcher={launcher[1]} is not installed; expected its package; {remedy}"
-    if missing := re.search(r"Could not find '(\w+)/(.*?)'", text):
+    if missing := re.search(r"Could not find '([\w/]+)/(.*?)'", text):
         group, choice = missing.groups()
         return f"{group}={choice}; expected one of {', '.join(choices(group)) if group in GROUPS else 'its choices'}; pick one"
     if missing := re.search(r"You must specify '(\w+)'", text):

@@ -12,6 +12,7 @@ from typing import Any
 
 from crystal.errors import UserError as UserError  # everybody takes it from here
 from crystal.errors import require, require_positive
+from crystal.evalconfig import ProtocolConfig
 from crystal.stageconfig import StageConfig
 
 
@@ -230,15 +231,18 @@ class Sampling:
 
 @dataclass
 class EvalConfig:
-    """What is scored after a stage, and how completions are drawn."""
+    """What is scored after a stage, how its problems are asked, how completions are drawn and judged."""
 
+    protocol: ProtocolConfig
     benchmarks: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int = 128
     temperature: float = 0.2
     top_p: float = 0.95
     n_samples: int = 1
+    ks: list[int] | None = None
     batch_size: int = 41
     timeout_s: float = 3.0
+    workers: int | None = None
     seed: int = 1
     device: str = "auto"
 
@@ -248,6 +252,14 @@ class EvalConfig:
         require(self.temperature >= 0, f"eval.temperature={self.temperature}", "0 (greedy) or more", "CrystalCoder used 0.2")
         require(self.device in ("auto", "cpu", "cuda"), f"eval.device={self.device}", "auto, cpu or cuda", "mend eval.device")
         require(0 < self.top_p <= 1, f"eval.top_p={self.top_p}", "a share above 0 and at most 1", "1 keeps every token")
+        require_positive("eval", {"workers": 1 if self.workers is None else self.workers})
+        got, expected = f"eval.ks={self.ks} of eval.n_samples={self.n_samples}", "pass@k for k from 1 to the samples that there are"
+        require(all(1 <= k <= self.n_samples for k in self.ks or [1]), got, expected, "mend eval.ks, or raise eval.n_samples")
+
+    @property
+    def pass_ks(self) -> list[int]:
+        """The k of pass@k: those asked for, or of 1, 10 and 100 those for which there are samples."""
+        return sorted(set(self.ks)) if self.ks else [k for k in (1, 10, 100) if k <= self.n_samples]
 
     @property
     def sampling(self) -> Sampling:
@@ -315,13 +327,20 @@ class Config:
     rank: int | None = None
     ranks: int = 1
     devices: int = 1
+    sandbox: str = "auto"
+    benchmark: str | None = None
+    samples: str | None = None
+    problems: str | None = None
+    checkpoints: list[str] = field(default_factory=list)
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         self._refuse_unlike_sizes()
         self._refuse_bad_devices()
         require(self.attention in ("full", "document"), f"attention={self.attention}", "full or document", "mend attention")
-        for key in ("checkpoint", "init_from", "source", "out"):
+        known = ("auto", "bubblewrap", "namespaces", "seccomp", "unsafe")
+        require(self.sandbox in known, f"sandbox={self.sandbox}", " or ".join(known), "mend sandbox")
+        for key in ("checkpoint", "init_from", "source", "out", "samples", "problems"):
             path = getattr(self, key)
             require(path is None or path.strip() != "", f"{key} is empty", "a path", f"give {key}=PATH, or leave it out")
         require(

@@ -23,7 +23,7 @@ Line = tuple[str, str, str]  # what, what was found, remedy ("": nothing to do)
 
 def show_doctor(run_dir: str) -> None:
     """Print one line for each thing Crystal can use; remedies stand below the line they mend."""
-    for what, found, remedy in (*_machine(run_dir), *_torch(), *_packages()):
+    for what, found, remedy in (*_machine(run_dir), *_torch(), *_sandbox(), *_packages()):
         print(f"{what:<12} {found}")
         if remedy:
             print(f"{'':<12} -> {remedy}")
@@ -54,9 +54,21 @@ def _torch() -> Iterator[Line]:
     else:
         build = "this torch is a CPU build" if torch.version.cuda is None else "the driver shows no device"
         yield "gpu", f"none ({build})", "backend=cuda needs an NVIDIA GPU, its driver and a CUDA build of torch; backend=cpu works"
-    import benchmarks.code.execution as execution
 
-    yield "sandbox", execution.SANDBOX, "scored programs run under resource limits only: do not score models you do not trust"
+
+def _sandbox() -> Iterator[Line]:
+    """Each layer that can isolate scored programs, tried out."""
+    from benchmarks.code.execution import Limits, tried
+    from benchmarks.code.sandbox.layers import ISOLATING
+
+    working = []
+    for layer in ISOLATING:
+        try:
+            tried(layer, Limits()).close()
+            working.append(layer)
+            yield "sandbox", f"{layer} works", ""
+        except LookupError as reason:
+            yield "sandbox", f"{layer} does not work: {reason}", "" if working else "install bubblewrap, or see docs/evaluation.md"
 
 
 def _packages() -> Iterator[Line]:

@@ -1,14 +1,16 @@
-"""Completions with a KV cache: one prefill a batch, then token by token.
+"""Completions: each distinct prompt through the model once, then token by token for many sequences at once.
 
-The surprise: every sequence draws from its own generator, seeded by the caller, so what one prompt gets does not depend on which
-others share its batch (up to rounding of the logits).
+The surprise: what a prompt gets does not depend on the batch size, nor on its neighbours, to the last bit. Its own pass has the shape of
+the prompt alone, a step of decoding treats all rows alike (crystal/model/decode.py), and a draw takes its number from the sequence's seed
+and the token's place. So rows need not keep in step: as one ends, the next prompt takes its row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -17,10 +19,15 @@ from torch import Tensor
 from crystal import checkpoint
 from crystal.config import ModelConfig, Sampling, require
 from crystal.data.tokenizer import Tokenizer, load_tokenizer
-from crystal.model.kvcache import KVCache
+from crystal.engine import LocalEngine
+from crystal.model.decode import Decoder, decoder
+from crystal.model.kvcache import KVCache, Prompt
 from crystal.model.transformer import Transformer
+from crystal.sampling import draw, uniforms
 
-STOP_WINDOW = 16  # newest tokens that are searched for a stop string, longer than any stop string
+LENGTH_STEP = 512  # tokens: a cache has room for a multiple of it, and its sequences need that much
+
+Done = Callable[[int, list[int]], bool]
 
 
 @torch.no_grad()
@@ -32,71 +39,85 @@ def generate(
     *,
     seeds: Sequence[int],
     eos_id: int,
-    done: Callable[[int, list[int]], bool] = lambda i, ids: False,
+    done: Done = lambda i, ids: False,
 ) -> list[list[int]]:
-    """New token ids for each prompt, in order, without the end-of-text token.
+    """New token ids for each prompt, in order, without the end-of-text token; in float32 the same in whatever batches and company.
 
-    prompts: non-empty lists of ids; one that leaves no room for max_new_tokens in seq_len loses its beginning. seeds: one a prompt.
-    done(i, ids) may end prompt i early, after the ids so far.
+    prompts: non-empty lists of ids, equal ones share one pass; one that leaves no room for max_new_tokens in seq_len loses its
+    beginning. seeds: one a prompt. done(i, ids), called after each token, may end prompt i early.
     """
     room = config.seq_len - sampling.max_new_tokens
     require(room > 0, f"max_new_tokens={sampling.max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths share a batch
-    results: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), sampling.batch_size):
-        batch = order[start : start + sampling.batch_size]
-        session = _Session(model, config, [list(prompts[i])[-room:] for i in batch], max_new_tokens=sampling.max_new_tokens)
-        generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
-        for left in reversed(range(sampling.max_new_tokens)):
-            tokens = _sample(session.logits_BV.float().cpu(), generators, temperature=sampling.temperature, top_p=sampling.top_p)
-            going = []
-            for row, (i, token) in enumerate(zip(batch, tokens, strict=True)):
-                if token == eos_id:
-                    continue
-                results[i].append(token)
-                if not done(i, results[i]):
-                    going.append(row)
-            if not (going and left):
-                break
-            session.step(tokens, going)
-            batch, generators = [batch[r] for r in going], [generators[r] for r in going]
-    return results
+    texts = _Texts([tuple(prompt[-room:]) for prompt in prompts], sampling, seeds, eos_id, done)
+    steps = decoder(model, config)
+    for length, own in _by_length(texts.prompts, sampling.max_new_tokens):
+        cache = steps.cache(min(sampling.batch_size, len(own)), length)
+        _go_on(texts, steps, cache, _passed(model, config, texts.prompts, own))
+    return texts.new
 
 
-class _Session:
-    """A batch on its way: its cache and the logits (B, V) of each row's next token."""
+class _Texts:
+    """All prompts, what has been drawn for each, and what decides the next token."""
 
-    def __init__(self, model: Transformer, config: ModelConfig, prompts: list[list[int]], *, max_new_tokens: int) -> None:
-        self.model, self.device = model, model.embed.weight.device
-        lengths_B = torch.tensor([len(p) for p in prompts], device=self.device)
-        longest = max(map(len, prompts))
-        max_len = min(config.seq_len, longest + max_new_tokens)
-        self.cache = KVCache(config, batch=len(prompts), max_len=max_len, dtype=model.embed.weight.dtype, device=self.device)
-        ids_BT = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=self.device)
-        x_BTD = model.hidden(ids_BT, self.cache)
-        self.cache.advance(lengths_B, longest=longest)
-        self.logits_BV = model.logits(x_BTD[torch.arange(len(prompts)), lengths_B - 1])
+    def __init__(self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int], eos_id: int, done: Done) -> None:
+        self.prompts, self.sampling, self.seeds, self.eos_id, self.done = prompts, sampling, seeds, eos_id, done
+        self.new: list[list[int]] = [[] for _ in prompts]
 
-    def step(self, tokens: list[int], going: list[int]) -> None:
-        """Take up each row's token; only the rows `going` stay."""
-        if len(going) < len(tokens):
-            self.cache.keep(torch.tensor(going, device=self.device))
-        ids_B1 = torch.tensor([[tokens[row]] for row in going], device=self.device)
-        x_B1D = self.model.hidden(ids_B1, self.cache)
-        self.cache.advance(torch.ones(len(going), dtype=torch.long, device=self.device), longest=self.cache.longest + 1)
-        self.logits_BV = self.model.logits(x_B1D[:, 0])
+    def cached(self, i: int) -> int:
+        """How many tokens of text i a cache holds after a step: all but the newest."""
+        return len(self.prompts[i]) + len(self.new[i]) - 1
+
+    def draw(self, own: Sequence[int], logits_BV: Tensor) -> list[bool]:
+        """Draw the next token of each of these texts; which of them go on."""
+        going, us = [], uniforms([self.seeds[i] for i in own], [len(self.new[i]) for i in own])
+        for i, u, logits_V in zip(own, us, logits_BV.float().cpu().numpy(), strict=True):
+            token = draw(logits_V, u, temperature=self.sampling.temperature, top_p=self.sampling.top_p)
+            if token != self.eos_id:
+                self.new[i].append(token)
+            going.append(token != self.eos_id and not self.done(i, self.new[i]) and len(self.new[i]) < self.sampling.max_new_tokens)
+        return going
 
 
-def _sample(logits_BV: Tensor, generators: list[torch.Generator], *, temperature: float, top_p: float) -> list[int]:
-    """One token a row: greedy at temperature 0, otherwise from the smallest set of tokens that holds top_p of the probability."""
-    if temperature == 0:
-        return logits_BV.argmax(-1).tolist()
-    p_BV, index_BV = (logits_BV / temperature).softmax(-1).sort(descending=True, stable=True)
-    p_BV = p_BV.masked_fill(p_BV.cumsum(-1) - p_BV >= top_p, 0.0)
-    # The exponential race: argmax(p / e) with e ~ Exp(1) draws in proportion to p.
-    race_BV = torch.stack([torch.empty(p_BV.shape[1]).exponential_(generator=generator) for generator in generators])
-    choice_B1 = (p_BV / race_BV).argmax(-1, keepdim=True)
-    return index_BV.gather(1, choice_B1)[:, 0].tolist()
+def _go_on(texts: _Texts, steps: Decoder, cache: KVCache, waiting: Iterator[tuple[int, Prompt, Tensor]]) -> None:
+    """Draw all texts that are `waiting` to their ends; row r of the cache is text rows[r]'s."""
+    rows: list[int] = []
+    while True:
+        while len(rows) < min(texts.sampling.batch_size, cache.n_rows) and (next_one := next(waiting, None)):
+            i, prompt, logits_1V = next_one
+            if texts.draw([i], logits_1V)[0]:
+                cache.fill(len(rows), prompt)
+                rows.append(i)
+        if not rows:
+            return
+        going = texts.draw(rows, steps.step(cache, [texts.new[i][-1] for i in rows], [texts.cached(i) for i in rows]))
+        for row in reversed(range(len(rows))):
+            if not going[row]:
+                last = rows.pop()
+                if row < len(rows):  # the last row moves into the gap
+                    cache.move(len(rows), row, texts.cached(last))
+                    rows[row] = last
+
+
+def _by_length(prompts: list[tuple[int, ...]], max_new_tokens: int) -> Iterator[tuple[int, list[int]]]:
+    """Lengths of caches with the texts that need them: shorter ones first, equal prompts together."""
+
+    def length(i: int) -> int:
+        return -(-(len(prompts[i]) + max_new_tokens) // LENGTH_STEP) * LENGTH_STEP
+
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    return ((needed, list(own)) for needed, own in groupby(order, key=length))
+
+
+def _passed(
+    model: Transformer, config: ModelConfig, prompts: list[tuple[int, ...]], own: list[int]
+) -> Iterator[tuple[int, Prompt, Tensor]]:
+    """Text by text: its prompt's keys and values, and the logits (1, V) of the first new token."""
+    for ids, same in groupby(own, key=lambda i: prompts[i]):
+        prompt = Prompt(config, len(ids))
+        x_1TD = model.hidden(torch.tensor([ids], device=model.embed.weight.device), prompt)
+        logits_1V = model.logits(x_1TD[:, -1])
+        for i in same:
+            yield i, prompt, logits_1V
 
 
 @dataclass(frozen=True)
@@ -110,43 +131,74 @@ class Completer:
     @classmethod
     def load(cls, folder: Path, *, device: str) -> Completer:
         """Read a checkpoint folder, float32, to `device` ("cpu", "cuda"). Raises UserError where it is not whole."""
-        config = checkpoint.read_model(folder)
+        config = checkpoint.read_model(folder)  # first: it looks whether the folder is whole
+        return cls._of(checkpoint.read_weights(folder), config, folder / "tokenizer.json", device)
+
+    @classmethod
+    def of(cls, engine: LocalEngine, config: ModelConfig, tokenizer: Path, *, device: str) -> Completer:
+        """The weights that a live engine has now, also where they lie in shards, with the tokenizer.json in `tokenizer`."""
+        return cls._of(engine.state_dict(), config, tokenizer, device)
+
+    @classmethod
+    def _of(cls, weights: Mapping[str, Tensor], config: ModelConfig, tokenizer: Path, device: str) -> Completer:
         model = Transformer(config)
-        model.load_state_dict(checkpoint.read_weights(folder))
-        return cls(model.eval().to(device), config, load_tokenizer(folder / "tokenizer.json"))
+        model.load_state_dict(weights)
+        return cls(model.eval().to(device), config, load_tokenizer(tokenizer))
 
     def complete(self, prompts: Sequence[str], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> list[str]:
         """A completion for each prompt, ended early once one of its stop strings has come up (and not cut there)."""
         ids = [[self.tokenizer.eos_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
         return self._texts(ids, sampling, stops=stops, seeds=seeds)
 
-    def infill(self, prefix: str, suffix: str, sampling: Sampling, *, seed: int) -> str:
-        """The text between `prefix` and `suffix`, asked for in prefix-suffix-middle order (Bavarian et al. 2022)."""
+    def infill(
+        self, pairs: Sequence[tuple[str, str]], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]
+    ) -> list[str]:
+        """For each (prefix, suffix) the text between, asked for in prefix-suffix-middle order (Bavarian et al. 2022); stops as above."""
+        ids = [self._infill_ids(prefix, suffix, sampling.max_new_tokens) for prefix, suffix in pairs]
+        return self._texts(ids, sampling, stops=stops, seeds=seeds)
+
+    def _infill_ids(self, prefix: str, suffix: str, max_new_tokens: int) -> list[int]:
         special = self.tokenizer.special
         before, behind = (self.tokenizer.encode(text).tolist() for text in (prefix, suffix))
-        room = self.config.seq_len - sampling.max_new_tokens - 4
+        room = self.config.seq_len - max_new_tokens - 4
         expected = f"at most {self.config.seq_len - 6}, so that the model's {self.config.seq_len} tokens hold some of prompt and suffix"
-        require(room >= 2, f"max_new_tokens={sampling.max_new_tokens} with a suffix", expected, "lower it")
+        require(room >= 2, f"max_new_tokens={max_new_tokens} with a suffix", expected, "lower it")
         # What does not fit goes from the far ends.
         behind = behind[: max(room // 2, room - len(before))]
         before = before[max(len(before) + len(behind) - room, 0) :]
-        ids = [self.tokenizer.eos_id, special["<fim_prefix>"], *before, special["<fim_suffix>"], *behind, special["<fim_middle>"]]
-        return self._texts([ids], sampling, stops=[()], seeds=[seed])[0]
+        return [self.tokenizer.eos_id, special["<fim_prefix>"], *before, special["<fim_suffix>"], *behind, special["<fim_middle>"]]
 
     def _texts(self, ids: list[list[int]], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]) -> list[str]:
+        watches = [Watch(self._text, strings) for strings in stops]
+
         def done(i: int, new_ids: list[int]) -> bool:
-            if not stops[i]:
-                return False
-            tail = self._text(new_ids[-STOP_WINDOW:])
-            return any(stop in tail for stop in stops[i])
+            return watches[i].met(new_ids)
 
         new = generate(self.model, self.config, ids, sampling, seeds=seeds, eos_id=self.tokenizer.eos_id, done=done)
         return [self._text(row) for row in new]
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         """The text of ids that go on from other text: LLaMA's decoder strips a space at the very beginning, here a line end."""
         return self.tokenizer.decode([self._line_end, *ids])[1:]
 
     @cached_property
     def _line_end(self) -> int:
         return int(self.tokenizer.encode("\n")[-1])
+
+
+class Watch:
+    """Looks for stop strings in a text that grows by a token at a time, and decodes only what is new of it."""
+
+    def __init__(self, text: Callable[[Sequence[int]], str], stops: tuple[str, ...]) -> None:
+        self.text, self.stops = text, stops
+        self.before, self.n_before = "", 0  # the end of the first n_before tokens' text, as much as can be of a stop string
+
+    def met(self, ids: list[int]) -> bool:
+        """Whether the text of `ids` holds a stop string; to be asked after every token."""
+        if not self.stops:
+            return False
+        text = self.before + self.text(ids[self.n_before :])
+        if not text.endswith("\ufffd"):  # the first bytes of a character, perhaps
+            self.before, self.n_before = text[-max(map(len, self.stops)) :], len(ids)
+        # Decoded anew to be sure: pieces of a text do not decode to its pieces where bytes are no UTF-8.
+        return any(stop in text for stop in self.stops) and any(stop in self.text(ids) for stop in self.stops)

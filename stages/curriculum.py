@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from crystal.config import Config, UserError
 from crystal.data.loader import Batch, Entry, Loader
 from crystal.data.shards import Prepared
 from crystal.engine import Backend, Engine, LocalBackend, LocalEngine, TrainSpec
+from crystal.generate import Completer
 from crystal.mup.plan import derive
 from crystal.runlog import Metrics, open_sinks, read_json, read_lines, write_json
 from crystal.train import Cadence, Diverged, train
 from stages.elsewhere import train_elsewhere
+from stages.heldout import HELDOUT, write_heldout
 from stages.loading import loader_of
 from stages.recipes import Recipe, recipe
 from stages.record import (
@@ -79,6 +82,7 @@ class StageRun:
         self.folder = self.run.folder / f"stage{self.name}"
         self.checkpoints = self.folder / "checkpoints"
         self.metrics = self.run.folder / "metrics.jsonl"
+        self.engine: LocalEngine | None = None  # what has trained this stage to its end, in this process
 
     def complete(self) -> None:
         """Train to the end unless that is done, then score what is not scored."""
@@ -97,7 +101,22 @@ class StageRun:
             )
         if not (self.folder / "scores" / "baselines.json").exists():
             write_baselines(self.folder / "scores" / "baselines.json", self.run.prepared, metrics=self.metrics, stage=self.name)
-        score_checkpoint(last, self.run.config.eval, out=self.folder / "scores", device=self.run.scorer.name)
+        self._score(last)
+
+    def _score(self, last: Path) -> None:
+        """Score the weights: those of the engine that has just trained them, where it is one of this process, else the checkpoint's."""
+        config, prepared, out = self.run.config, self.run.prepared, self.folder / "scores"
+
+        @cache
+        def load() -> Completer:
+            engine, self.engine = self.engine, None  # let go of, with its optimizer, before anything is generated
+            if engine is None:
+                return Completer.load(last, device=self.run.scorer.name)
+            return Completer.of(engine, config.model, prepared.tokenizer_path, device=self.run.scorer.name)
+
+        score_checkpoint(last, config.eval, out=out, sandbox=config.sandbox, load=load)
+        if config.eval.benchmarks:
+            write_heldout(out / HELDOUT, load, checkpoint=last.name, prepared=prepared, attention=config.attention)
 
     def _train_or_diverge(self, summary: Path) -> None:
         """Train; that a point of a sweep diverges is its result."""
@@ -146,6 +165,7 @@ class StageRun:
             )  # fmt: skip
         finally:
             metrics.close()
+        self.engine = engine if isinstance(engine, LocalEngine) else None
 
     def _spec(self) -> TrainSpec:
         config = self.run.config

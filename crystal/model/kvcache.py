@@ -1,62 +1,89 @@
-"""Keys and values of a batch of sequences of different lengths, for generation.
+"""Keys and values for generation: those of a prompt, and those of the sequences that go on from prompts, a token at a time.
 
-The surprise: prompts are padded on the right, and nothing masks the padding's keys out of the cache. They lie beyond their row's
-length, where no query looks, and are overwritten as the row grows.
+The surprise: on a CPU attention goes row by row. A call for several rows is faster, but what it rounds depends on how many there are: a
+lone row's products are cut among the threads, in company the rows are. On a GPU one call takes all rows at the cache's whole length, always
+the same shape, and a mask hides what lies beyond each row's own.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crystal.config import ModelConfig
 
 
-class LayerCache:
-    """One layer's keys and values, (B, H, max_len, K)."""
+class PromptLayer:
+    """One layer's keys and values, (1, H, T, K), once attention has seen them."""
 
-    def __init__(self, owner: KVCache, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def attend(self, q_1HTK: Tensor, k_1HTK: Tensor, v_1HTK: Tensor, scale: float) -> Tensor:
+        self.k_1HTK, self.v_1HTK = k_1HTK, v_1HTK
+        return F.scaled_dot_product_attention(q_1HTK, k_1HTK, v_1HTK, is_causal=True, scale=scale)
+
+
+class Prompt:
+    """What the model's `hidden` takes to keep the keys and values of one prompt of `n_tokens`, all given at once."""
+
+    def __init__(self, config: ModelConfig, n_tokens: int) -> None:
+        self.positions = slice(n_tokens)
+        self.layers = [PromptLayer() for _ in range(config.n_layers)]
+
+
+class RowsLayer:
+    """One layer's keys and values, (B, S, H, K)."""
+
+    def __init__(self, owner: KVCache, shape: tuple[int, int, int, int], device: torch.device) -> None:
         self.owner = owner
-        self.k_BHTK = torch.zeros(shape, dtype=dtype, device=device)
-        self.v_BHTK = torch.zeros(shape, dtype=dtype, device=device)
+        empty = torch.empty if device.type == "cpu" else torch.zeros  # what a mask hides must be finite
+        self.k_BSHK, self.v_BSHK = (empty(shape, device=device) for _ in "kv")
 
-    def append(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values; returns all keys and values up to the longest row."""
-        rows, positions = torch.arange(len(k_BHTK), device=k_BHTK.device)[:, None], self.owner.positions_BT
-        # Indexing two dims around a slice puts the indexed ones first: (B, T, H, K).
-        self.k_BHTK[rows, :, positions] = k_BHTK.transpose(1, 2).to(self.k_BHTK.dtype)
-        self.v_BHTK[rows, :, positions] = v_BHTK.transpose(1, 2).to(self.v_BHTK.dtype)
-        longest = self.owner.seen_B1TS.shape[-1]
-        return self.k_BHTK[:, :, :longest], self.v_BHTK[:, :, :longest]
+    def attend(self, q_BH1K: Tensor, k_BH1K: Tensor, v_BH1K: Tensor, scale: float) -> Tensor:
+        """Store each row's new key and value at its position, and attend to all up to there."""
+        at = self.owner.rows_B[: len(q_BH1K)], self.owner.positions[:, 0]
+        self.k_BSHK[at], self.v_BSHK[at] = k_BH1K[:, :, 0], v_BH1K[:, :, 0]
+        k_BHSK, v_BHSK = self.k_BSHK.transpose(1, 2), self.v_BSHK.transpose(1, 2)
+        if self.owner.seen_B11S is not None:
+            return F.scaled_dot_product_attention(q_BH1K, k_BHSK, v_BHSK, attn_mask=self.owner.seen_B11S, scale=scale)
+        rows = [
+            F.scaled_dot_product_attention(q_BH1K[b : b + 1], k_BHSK[b : b + 1, :, :n], v_BHSK[b : b + 1, :, :n], scale=scale)
+            for b, n in enumerate(self.owner.seen)
+        ]
+        return torch.cat(rows)
 
 
 class KVCache:
-    """The cache of a whole model for B rows of at most `max_len` tokens.
+    """Room for `rows` sequences of at most `length` tokens. `begin`, then the model's `hidden` with the next token of each row.
 
-    Per forward pass: `begin(T)` gives the new tokens' positions (B, T), the layers append, then the caller says with `advance` how
-    many of the T tokens of each row were real.
+    On a CPU what is not used takes no memory.
     """
 
-    def __init__(self, config: ModelConfig, *, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (batch, config.n_heads, max_len, config.head_dim)
-        self.layers = [LayerCache(self, shape, dtype, device) for _ in range(config.n_layers)]
-        self.lengths_B = torch.zeros(batch, dtype=torch.long, device=device)
-        self.longest = 0
+    def __init__(self, config: ModelConfig, *, rows: int, length: int, device: torch.device) -> None:
+        self.n_rows, self.rows_B = rows, torch.arange(rows, device=device)
+        self.places_S = torch.arange(length, device=device)
+        self.positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.seen_B11S: Tensor | None = None
+        self.layers = [RowsLayer(self, (rows, length, config.n_heads, config.head_dim), device) for _ in range(config.n_layers)]
 
-    def begin(self, n_tokens: int) -> Tensor:
-        """Positions (B, n_tokens) of the next tokens of each row; which keys each of them sees is then in `seen_B1TS`."""
-        device = self.lengths_B.device
-        self.positions_BT = self.lengths_B[:, None] + torch.arange(n_tokens, device=device)
-        self.seen_B1TS = torch.arange(self.longest + n_tokens, device=device) <= self.positions_BT[:, None, :, None]
-        return self.positions_BT
+    def begin(self, positions: list[int]) -> None:
+        """The next tokens are the first rows' at these positions, counted from 0."""
+        self.positions, self.seen = torch.tensor(positions)[:, None], [position + 1 for position in positions]
 
-    def advance(self, n_tokens_B: Tensor, *, longest: int) -> None:
-        """Row b took up n_tokens_B[b] tokens; the longest row now has `longest` (given by the caller, to spare a device sync)."""
-        self.lengths_B += n_tokens_B
-        self.longest = longest
+    def begin_masked(self, positions_B1: Tensor) -> None:
+        """The same for all rows, by positions on the device, which are not looked at: nothing waits, shapes do not change."""
+        self.positions, self.seen_B11S = positions_B1, (self.places_S <= positions_B1)[:, None, None]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these (indices), as sequences finish."""
-        self.lengths_B = self.lengths_B[rows]
-        for layer in self.layers:
-            layer.k_BHTK, layer.v_BHTK = layer.k_BHTK[rows], layer.v_BHTK[rows]
+    def fill(self, row: int, prompt: Prompt) -> None:
+        """Copy a prompt to the beginning of a row."""
+        for own, given in zip(self.layers, prompt.layers, strict=True):
+            n = given.k_1HTK.shape[2]
+            own.k_BSHK[row, :n], own.v_BSHK[row, :n] = given.k_1HTK[0].transpose(0, 1), given.v_1HTK[0].transpose(0, 1)
+
+    def move(self, row: int, to: int, n_tokens: int) -> None:
+        """Copy the first `n_tokens` of one row to another."""
+        for own in self.layers:
+            own.k_BSHK[to, :n_tokens], own.v_BSHK[to, :n_tokens] = own.k_BSHK[row, :n_tokens], own.v_BSHK[row, :n_tokens]
+
+
+Cache = Prompt | KVCache
+LayerCache = PromptLayer | RowsLayer

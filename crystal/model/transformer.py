@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from crystal.config import ModelConfig
 from crystal.model.documents import seen_within
-from crystal.model.kvcache import KVCache, LayerCache
+from crystal.model.kvcache import Cache, LayerCache
 from crystal.model.loss import summed_cross_entropy
 from crystal.model.rope import Rope, rotate
 
@@ -27,14 +27,16 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, seen_B1TS: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """seen_B1TS: true where query t sees key s; None: every key up to its own."""
+        """seen_B1TS: true where query t sees key s; None: every key up to its own. A cache keeps the keys, and knows which are seen."""
         q_BTHK, k_BTHK, v_BTHK = (f(x_BTD).unflatten(-1, (self.n_heads, -1)) for f in (self.q, self.k, self.v))
         q_BHTK = rotate(q_BTHK, cos, sin).transpose(1, 2)
         k_BHTK = rotate(k_BTHK, cos, sin).transpose(1, 2)
         v_BHTK = v_BTHK.transpose(1, 2)
-        if cache is not None:
-            k_BHTK, v_BHTK = cache.append(k_BHTK, v_BHTK)
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_B1TS, is_causal=seen_B1TS is None, scale=self.scale)
+        if cache is None:
+            causal = seen_B1TS is None
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_B1TS, is_causal=causal, scale=self.scale)
+        else:
+            y_BHTK = cache.attend(q_BHTK, k_BHTK, v_BHTK, self.scale)
         return self.out(y_BHTK.transpose(1, 2).flatten(-2))
 
 
@@ -72,14 +74,14 @@ class Transformer(nn.Module):
         self.norm_out = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.embedding_scale, self.output_scale = config.embedding_scale, config.output_scale
 
-    def hidden(self, ids_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """The final normalised hidden states (B, T, D); with a cache, of the new tokens only, which the cache takes up.
 
         documents_BT: as `forward` takes it; not with a cache, whose rows are one document each.
         """
         x_BTD = self.embed(ids_BT) * self.embedding_scale
-        positions = slice(ids_BT.shape[1]) if cache is None else cache.begin(ids_BT.shape[1])
-        seen_B1TS = seen_within(documents_BT) if cache is None else cache.seen_B1TS
+        positions = slice(ids_BT.shape[1]) if cache is None else cache.positions
+        seen_B1TS = seen_within(documents_BT)
         cos, sin = self.rope.cos_TR[positions].unsqueeze(-2), self.rope.sin_TR[positions].unsqueeze(-2)
         for i, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, cos, sin, seen_B1TS, None if cache is None else cache.layers[i])

@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import Any
 
 from crystal.report.axes import si
-from crystal.report.read import HELD_OUT, Baselines, Run, Source, Stage, benchmark_name, headline_first
+from crystal.report.read import BASELINES, HELD_OUT, Baselines, Run, Source, Stage, headline_first
+from crystal.report.scorefile import benchmark_name
 
 REPEATED = 4.0  # epochs; beyond about four, repeated data is worth less than new (Muennighoff et al. 2023)
 BENCHMARKS = ("humaneval", "mbpp")  # what every stage's end is expected to score
@@ -31,7 +32,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Cell:
-    """A source at the end of a stage: bits per byte, and the change since the last stage that measured it."""
+    """A source at one point: bits per byte, and the change since the last point that measured it."""
 
     value: float
     change: float | None
@@ -42,9 +43,16 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join([*([", ".join(items[:-1])] if items[:-1] else []), *items[-1:]])
 
 
+def named(names: Sequence[str]) -> str:
+    """'stage 1'; 'stages 1, 2 and 3'; others as they are."""
+    numbers = [name.removeprefix("stage ") for name in names]
+    if len(names) > 1 and all(number != name and number.isdecimal() for number, name in zip(numbers, names, strict=True)):
+        return f"stages {listed(numbers)}"
+    return listed(names)
+
+
 def stages_named(stages: Iterable[Stage]) -> str:
-    names = [stage.name for stage in stages]
-    return f"{'stage' if len(names) == 1 else 'stages'} {listed(names)}"
+    return named([f"stage {stage.name}" for stage in stages])
 
 
 def shown(value: Any) -> str:
@@ -111,10 +119,10 @@ def _score_tile(run: Run) -> Tile:
     label = "HumanEval pass@1"
     for stage in reversed(run.stages):
         score = stage.scores.get("humaneval")
-        if score and score.pass_at_1 is not None and score.ci95:
+        if score and score.rate is not None and score.ci95:
             low, high = (100 * end for end in score.ci95)
             note = f"after stage {stage.name}; 95 % interval {low:.1f} to {high:.1f} %"
-            return Tile(label, f"{100 * score.pass_at_1:.1f} %", note)
+            return Tile(label, f"{100 * score.rate:.1f} %", note)
     return Tile(label, None, "not scored yet")
 
 
@@ -157,13 +165,18 @@ def over_repeated(stage: Stage) -> list[str]:
 
 
 def validation_rows(run: Run) -> dict[str, dict[str, Cell]]:
-    """source -> stage -> cell, from the last evaluation of each stage; the headline source comes first."""
+    """source -> stage -> cell, from the last evaluation of each stage."""
+    return changes((stage.name, stage.valid[-1].bits_per_byte) for stage in run.stages if stage.valid)
+
+
+def changes(measured: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, Cell]]:
+    """source -> name -> cell, from (name, source -> bits per byte) in their order; the headline source comes first."""
     rows: dict[str, dict[str, Cell]] = {}
-    for stage in run.stages:
-        for source, value in (stage.valid[-1].bits_per_byte if stage.valid else {}).items():
+    for name, values in measured:
+        for source, value in values.items():
             row = rows.setdefault(source, {})
             before = next(reversed(row.values()), None)
-            row[stage.name] = Cell(value, value - before.value if before else None)
+            row[name] = Cell(value, value - before.value if before else None)
     return dict(sorted(rows.items(), key=lambda item: headline_first(item[0])))
 
 
@@ -208,7 +221,7 @@ def provenance(run: Run) -> list[tuple[str, str, bool]]:
         for benchmark in dict.fromkeys((*BENCHMARKS, *stage.scores)):
             what = f"{benchmark_name(benchmark)} after stage {name}: scores and completions"
             rows.append((what, f"{folder}/scores/{benchmark}.json"))
-        rows.append((f"Stage {name}: unigram and bigram baselines", f"{folder}/scores/baselines.json"))
+        rows.append((f"Stage {name}: unigram and bigram baselines", f"{folder}/scores/{BASELINES}"))
     return [(what, file, (run.directory / file).is_file()) for what, file in rows]
 
 

@@ -1,6 +1,6 @@
 """The three plots: training over tokens, validation source by source, scores with their intervals.
 
-Each returns one SVG of the given width, or None where the run has nothing to draw yet. Colour means the stage, always.
+Each returns one SVG of the given width, or None where there is nothing to draw yet. Colour means the stage, or the checkpoint.
 The surprise: loss axes are logarithmic, because a muP model with tied, scaled-up embeddings starts near 28 and what
 matters happens between 2 and 5.
 """
@@ -12,15 +12,18 @@ from collections.abc import Sequence
 
 from crystal.report.axes import XY, Panel, linear_ticks, log_ticks, rule, si, svg, text, thin
 from crystal.report.metrics import TrainPoint
-from crystal.report.read import Run, Stage, benchmark_name, headline_first
+from crystal.report.read import Run, Stage, headline_first
+from crystal.report.scorefile import benchmark_name
+from crystal.report.scores import Subject
 
 WIDE, NARROW = 880, 360  # CSS pixels: the page's column, and a phone's
+LETTER = 7  # CSS pixels: about a letter's width
 TONES = 6  # colours in palette.css
 SMOOTHING = 0.04  # the share of a stage's logged steps that the smooth line averages over
 
 
 def tone(stage: str) -> str:
-    """The CSS class of a stage's colour; a stage keeps it in every run."""
+    """The CSS class of a stage's colour, or of the nth thing's; a stage keeps it in every run."""
     return f"tone-{(int(stage) - 1) % TONES + 1 if stage.isdecimal() else sum(stage.encode()) % TONES + 1}"
 
 
@@ -139,14 +142,14 @@ def _small(run: Run, panel: Panel, source: str, curve: Sequence[tuple[str, XY]],
     return marks
 
 
-def scores(run: Run, width: int) -> str | None:
-    """pass@1 after each stage as a dot on its 95 % interval, in percent."""
+def scores(subjects: Sequence[Subject], width: int) -> str | None:
+    """pass@1 of each subject as a dot on its 95 % interval, in percent, benchmark by benchmark."""
     rows = [
-        (stage.name, benchmark, 100 * score.pass_at_1, 100 * score.ci95[0], 100 * score.ci95[1])
-        for benchmark in sorted({name for stage in run.stages for name in stage.scores})
-        for stage in run.stages
-        for score in [stage.scores.get(benchmark)]
-        if score and score.pass_at_1 is not None and score.ci95
+        (benchmark_name(name), subject, 100 * score.rate, 100 * score.ci95[0], 100 * score.ci95[1])
+        for name in sorted({name for subject in subjects for name in subject.scores})
+        for subject in subjects
+        for score in [subject.scored(name)]
+        if score and score.is_code and score.rate is not None and score.ci95
     ]
     if not rows:
         return None
@@ -154,11 +157,13 @@ def scores(run: Run, width: int) -> str | None:
     panel = Panel(8, 8, width - 20, 44 * len(rows), (0, high), (0, float(len(rows))))
     ticks = linear_ticks(0, high, 8 if width > 500 else 4)
     body = [rule(panel.px(tick), panel.top, panel.px(tick), panel.bottom, "grid") for tick in ticks]
-    for i, (stage_name, benchmark, value, lower, upper) in enumerate(rows):
-        y, css = panel.top + 44 * i + 30, tone(stage_name)
+    for i, (benchmark, subject, value, lower, upper) in enumerate(rows):
+        y, css, said = panel.top + 44 * i + 30, subject.tone, f"{value:.1f} %  [{lower:.1f}, {upper:.1f}]"
+        room = max(8, int(panel.width / LETTER) - len(f"{benchmark}, {said}"))
+        name = subject.name if len(subject.name) <= room else f"…{subject.name[-room:]}"
         body += [
-            text(panel.left, y - 12, f"{benchmark_name(benchmark)} after stage {stage_name}", f"stage {css}"),
-            text(panel.right, y - 12, f"{value:.1f} %  [{lower:.1f}, {upper:.1f}]", "value", "end"),
+            text(panel.left, y - 12, f"{benchmark}, {name}", f"stage {css}"),
+            text(panel.right, y - 12, said, "value", "end"),
             rule(panel.px(lower), y, panel.px(upper), y, f"interval {css}"),
             rule(panel.px(lower), y - 4, panel.px(lower), y + 4, f"cap {css}"),
             rule(panel.px(upper), y - 4, panel.px(upper), y + 4, f"cap {css}"),

@@ -14,7 +14,9 @@ from typing import Any
 from crystal.config import UserError
 from crystal.report.fields import Fields, read_json
 from crystal.report.metrics import TrainPoint, ValidPoint, read_metrics
+from crystal.report.scorefile import Heldout, Score, read_score
 
+BASELINES, HELDOUT = "baselines.json", "heldout.json"  # among the scores, and of another form
 HELD_OUT = "starcoder/python"  # the source of the headline: HumanEval and MBPP are Python
 
 
@@ -47,38 +49,6 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One completion and its verdict; `prompt` where the scores keep it."""
-
-    task_id: str
-    completion: str
-    passed: bool
-    result: str
-    reason: str | None
-    prompt: str | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """One benchmark after one stage; `pass_at_1` and `ci95` are fractions, None unless it was scored.
-
-    `passed` counts completions: `samples_per_problem` times `problems_total` were drawn.
-    """
-
-    benchmark: str
-    status: str
-    reason: str | None
-    pass_at_1: float | None
-    ci95: tuple[float, float] | None
-    passed: int | None
-    problems_total: int | None
-    samples_per_problem: int
-    protocol: Mapping[str, Any]
-    sandbox: str | None
-    problems: tuple[Problem, ...]
-
-
-@dataclass(frozen=True)
 class Baselines:
     """Losses on one held-out source, nats per token: two counting models against the trained one."""
 
@@ -98,6 +68,7 @@ class Stage:
     valid: tuple[ValidPoint, ...]
     summary: Summary | None
     scores: Mapping[str, Score]
+    heldout: Heldout | None
     baselines: Baselines | None
 
     @property
@@ -174,11 +145,6 @@ def headline_first(source: str) -> tuple[bool, str]:
     return source != HELD_OUT, source.lower()
 
 
-def benchmark_name(benchmark: str) -> str:
-    """The name as its authors write it."""
-    return {"humaneval": "HumanEval", "mbpp": "MBPP"}.get(benchmark, benchmark)
-
-
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sorting key that puts HumanEval/9 before HumanEval/10."""
     pieces = re.findall(r"\d+|\D+", text)
@@ -193,18 +159,30 @@ def _read_side(data: Fields | None, key: str) -> Side | None:
 
 def _read_stage(folder: Path, name: str, start: int, train: tuple[TrainPoint, ...], valid: tuple[ValidPoint, ...]) -> Stage:
     summary = read_json(folder / "summary.json")
-    baselines = read_json(folder / "scores/baselines.json")
-    files = [path for path in sorted(folder.glob("scores/*.json")) if path.name != "baselines.json"]
-    scores = [_score(fields) for fields in map(read_json, files) if fields]
+    baselines = read_json(folder / "scores" / BASELINES)
     return Stage(
         name=name,
         start=start,
         train=train,
         valid=valid,
         summary=_summary(summary) if summary and summary.maybe_text("status") == "complete" else None,
-        scores={score.benchmark: score for score in scores},
+        scores=read_scores(folder / "scores"),
+        heldout=read_heldout(folder / "scores"),
         baselines=_baselines(baselines) if baselines else None,
     )
+
+
+def read_scores(folder: Path) -> dict[str, Score]:
+    """benchmark -> its scores, from the files of a folder."""
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in (BASELINES, HELDOUT)]
+    scores = [read_score(fields) for fields in map(read_json, files) if fields]
+    return {score.benchmark: score for score in scores}
+
+
+def read_heldout(folder: Path) -> Heldout | None:
+    """What was measured beside the scores of a folder."""
+    fields = read_json(folder / HELDOUT)
+    return Heldout(*(fields.child(key).maybe_number("bits_per_byte") for key in ("python", "canonical"))) if fields else None
 
 
 def _summary(fields: Fields) -> Summary:
@@ -237,38 +215,3 @@ def _summary(fields: Fields) -> Summary:
 def _baselines(fields: Fields) -> Baselines:
     losses = (fields.child(name).number("loss") for name in ("unigram", "bigram", "model"))
     return Baselines(fields.text("source"), *losses)
-
-
-def _score(fields: Fields) -> Score:
-    status = fields.text("status")
-    scored = status == "scored"
-    interval = fields.value.get("ci95")
-    if scored and not (isinstance(interval, list) and len(interval) == 2):
-        raise UserError(f"{fields.file}: ci95 is {interval!r}; expected [low, high]; score the checkpoint again")
-    rate = fields.number("pass@1") if scored else None
-    if rate is not None and not 0 <= rate <= 1:
-        raise UserError(f"{fields.file}: pass@1 is {rate:g}; expected a fraction in [0, 1]; score it again")
-    problems = (
-        Problem(
-            task_id=problem.text("task_id"),
-            completion=problem.text("completion"),
-            passed=problem.flag("passed"),
-            result=problem.text("result"),
-            reason=problem.maybe_text("reason"),
-            prompt=problem.maybe_text("prompt"),
-        )
-        for problem in fields.children("problems")
-    )
-    return Score(
-        benchmark=fields.text("benchmark"),
-        status=status,
-        reason=fields.maybe_text("reason"),
-        pass_at_1=rate,
-        ci95=(float(interval[0]), float(interval[1])) if scored and interval else None,
-        passed=fields.maybe_count("passed"),
-        problems_total=fields.maybe_count("problems_total"),
-        samples_per_problem=fields.maybe_count("samples_per_problem") or 1,
-        protocol=fields.child("protocol").value,
-        sandbox=fields.maybe_text("sandbox"),
-        problems=tuple(problems),
-    )

@@ -1,109 +1,45 @@
-"""Fills the templates: `report/index.html`, which needs nothing else, and `report/report.md` with its plots beside it.
+"""The report of a run: what it says, from the run's files, and `report/` written.
 
-The surprise: the page carries every plot twice, for wide and narrow screens, and a stylesheet picks; no script runs.
+The surprise: nothing of a run is changed by its report, and the same run gives the same report, byte for byte.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crystal.config import UserError
-from crystal.report import facts, figures, scores
-from crystal.report.axes import si, standalone
-from crystal.report.read import Run, Stage, benchmark_name, read_run
-from crystal.report.scores import Published
-from crystal.runlog import write_text
+from crystal.report import facts, figures, samples, scores
+from crystal.report.axes import si
+from crystal.report.published import PublishedTable
+from crystal.report.read import Run, Stage, read_run
+from crystal.report.render import draw, new_environment, write_pages
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-__all__ = ["Published", "write_report"]
-
-HERE = Path(__file__).parent
-FIGURES: dict[str, Callable[[Run, int], str | None]] = {
-    "training": figures.training,
-    "validation": figures.validation,
-    "scores": figures.scores,
-}
+FIGURES: dict[str, Callable[[Run, int], str | None]] = {"training": figures.training, "validation": figures.validation}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One plot, for the page's column and for a phone's."""
-
-    wide: str
-    narrow: str
-
-
-def write_report(run_dir: Path, *, published: Sequence[Published]) -> Path:
+def write_report(run_dir: Path, *, published: PublishedTable) -> Path:
     """Write the report of the run in `run_dir` and return the path of its page.
 
-    `published` are rows to read the scores against, in percent. Raises UserError where `run_dir` is not a run, where
-    one of its files is damaged, or where jinja2 is missing.
+    `published` are scores to read the run's against. Raises UserError where `run_dir` is not a run, where one of its files is
+    damaged, or where jinja2 is missing.
     """
-    environment = _environment()
+    environment = new_environment(
+        {"parts": facts.parts, "stage_sentence": facts.stage_sentence, "mixture_notes": mixture_notes, "measured_at": measured_at}
+    )
     run = read_run(run_dir)
-    drawn = {name: _draw(draw, run) for name, draw in FIGURES.items()}
-    told = _context(run, published)
-    report = run_dir / "report"
-    palette = (HERE / "palette.css").read_text(encoding="utf-8")
-    for name, figure in drawn.items():
-        if figure:
-            write_text(report / f"{name}.svg", standalone(figure.wide, palette))
-    write_text(report / "report.md", environment.get_template("report.md.j2").render(told, figures=drawn))
-    from markupsafe import Markup  # a part of jinja2
-
-    styles = {"palette": Markup(palette), "css": Markup((HERE / "page.css").read_text(encoding="utf-8"))}
-    inline = {name: figure and Figure(Markup(figure.wide), Markup(figure.narrow)) for name, figure in drawn.items()}
-    page = environment.get_template("report.html.j2").render(told, figures=inline, **styles)
-    write_text(report / "index.html", page)
-    return report / "index.html"
+    subjects = [stage_subject(stage) for stage in run.stages]
+    plots = {name: draw(partial(plot, run)) for name, plot in FIGURES.items()} | {"scores": draw(partial(figures.scores, subjects))}
+    told = _context(run) | {"scores": scores.section(subjects, published, expected=facts.BENCHMARKS)}
+    return write_pages(run_dir / "report", environment, "report", told, plots, scores.as_json(subjects, published))
 
 
-def _draw(draw: Callable[[Run, int], str | None], run: Run) -> Figure | None:
-    wide, narrow = draw(run, figures.WIDE), draw(run, figures.NARROW)
-    return Figure(wide, narrow) if wide and narrow else None
-
-
-def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup, escape
-    except ImportError:
-        raise UserError("jinja2 is not installed; the report needs it; pip install 'crystal-trainer[report]'") from None
-
-    def breakable(name: str) -> Markup:
-        """A long source name that may break where its parts meet."""
-        return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=/)|(?<=[a-z]{4})(?=[A-Z])", name))
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), undefined=StrictUndefined, autoescape=lambda name: bool(name and ".html" in name)
-    )
-    environment.filters.update(
-        breakable=breakable,
-        shown=facts.shown,
-        tone=figures.tone,
-        parts=facts.parts,
-        stage_sentence=facts.stage_sentence,
-        mixture_notes=mixture_notes,
-        measured_at=measured_at,
-        thousands="{:,}".format,
-        signed=lambda change: f"{change:+.3f}".replace("-", "\N{MINUS SIGN}"),
-        excerpt=scores.excerpt,
-        fenced=fenced,
-        cell=lambda value: value.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " "),
-    )
-    return environment
-
-
-def fenced(code: str) -> str:
-    """A Markdown code block whose fence is longer than any in the code."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
-    return f"{fence}\n{code}\n{fence}"
+def stage_subject(stage: Stage) -> scores.Subject:
+    """A stage's end as something that was scored."""
+    bits = stage.valid[-1].bits_per_byte if stage.valid else {}
+    missing = "no scores were written" if stage.summary else "the stage is not complete"
+    return scores.Subject(f"stage {stage.name}", figures.tone(stage.name), stage.scores, bits, stage.heldout, missing)
 
 
 def measured_at(stage: Stage) -> str:
@@ -127,8 +63,7 @@ def mixture_notes(stage: Stage) -> list[str]:
     return notes
 
 
-def _context(run: Run, published: Sequence[Published]) -> dict[str, Any]:
-    columns = scores.score_columns(run)
+def _context(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "summary": facts.summary(run),
@@ -142,12 +77,8 @@ def _context(run: Run, published: Sequence[Published]) -> dict[str, Any]:
         "validation_rows": facts.validation_rows(run),
         "counted": [stage for stage in run.stages if stage.baselines],
         "baseline_sentence": facts.baseline_sentence,
-        "score_columns": [benchmark_name(name) for name in columns],
-        "score_table": scores.score_table(run, published),
-        "score_sentences": scores.overlap_remarks(run) + scores.score_gaps(run),
-        "protocols": scores.protocols(run),
-        "samples": scores.sample_problems(run),
-        "samples_note": scores.samples_note(run),
+        "samples": samples.sample_problems(run),
+        "samples_note": samples.samples_note(run),
         "run_facts": facts.run_facts(run),
         "provenance": facts.provenance(run),
         **_captions(),
@@ -173,7 +104,8 @@ def _captions() -> dict[str, Any]:
         "validation_caption": "Each dot is an evaluation, coloured by its stage; the number is the last. "
         "Bits per byte do not depend on the tokenizer; lower is better.",
         "change_note": "Small: the change since the last stage that measured it; minus is better.",
-        "scores_caption": "Dot: pass@1. Bar: its 95 % interval. Where intervals overlap, a difference is not shown.",
+        "scores_caption": scores.CAPTION,
+        "methods": scores.METHODS,
         "provenance_note": "Sums, means, differences and percentages are computed from these files. Published "
         "scores are given for reference and were not measured here.",
         "nothing": {

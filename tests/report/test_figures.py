@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 import xml.dom.minidom
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from crystal.report import figures
 from crystal.report.axes import Panel, linear_ticks, log_ticks, si, standalone, thin
 from crystal.report.read import read_run
+from crystal.report.write import stage_subject
 
 from .synthetic import SOURCES
 
@@ -53,6 +55,16 @@ def test_files_are_well_formed(whole_run: Path) -> None:
     for name in ("training", "validation", "scores"):
         root = xml.dom.minidom.parse(str(whole_run / f"report/{name}.svg")).documentElement
         assert root is not None and root.tagName == "svg" and root.namespaceURI == "http://www.w3.org/2000/svg"
+
+
+@pytest.mark.parametrize("width", [figures.WIDE, figures.NARROW])
+def test_a_long_name_leaves_room_for_its_score(whole_run: Path, width: int) -> None:
+    stage = read_run(whole_run).stages[0]
+    names = ["stage 1", "a-run-with-a-long-name stage 1 at step 79,721 and more"]
+    drawing = figures.scores([replace(stage_subject(stage), name=name) for name in names], width) or ""
+    labels = re.findall(r">(HumanEval, [^<]*)<", drawing)
+    assert labels[0] == "HumanEval, stage 1" and all(7 * (len(label) + len("0.6 %  [0.0, 3.7]")) <= width for label in labels)
+    assert labels[1].endswith("79,721 and more") and ("…" in labels[1]) == (width == figures.NARROW)
 
 
 def test_labels_are_escaped() -> None:

@@ -71,7 +71,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, there: bool) -> None
         ("run.json", "{", "run.json: not JSON"),
         ("run.json", "[]", "the whole file is .*an object"),
         ("stage1/summary.json", '{"status": "complete", "tokens": 3}', "steps is missing; expected a whole number"),
-        ("stage1/scores/humaneval.json", '{"benchmark": "humaneval", "status": "scored"}', "ci95 is None"),
+        ("stage1/scores/humaneval.json", '{"status": "scored"}', "pass@1 is missing"),
+        ("stage1/scores/humaneval.json", '{"status": "scored", "pass@1": 0.5}', "ci95 is None"),
+        ("stage1/scores/humaneval.json", '{"status": "scored", "pass@1": 0.5, "ci95": [0, "a"]}', r"ci95 is \[0, 'a'\]"),
+        ("stage1/scores/mbpp.json", '{"status": "absent", "sandbox": {"has": []}}', "sandbox.layer is missing"),
         (
             "stage1/scores/humaneval.json",
             '{"benchmark": "humaneval", "status": "scored", "pass@1": 28.4, "ci95": [1, 2]}',

@@ -20,7 +20,7 @@ class Seamstress:
     """A benchmark of one problem."""
 
     def problems(self) -> list[Problem]:
-        return [Problem("Seamstress/1", PROMPT, (), PROMPT, "", SOLUTION)]
+        return [Problem("Seamstress/1", PROMPT, preamble=PROMPT, check="", statement=SOLUTION)]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""task=score: verdicts on somebody's completions, and what they come to.
+
+The surprise: problems without samples are named and left out of pass@k; openai/human-eval refuses such a file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.code.execution import Limits, Pool
+from benchmarks.code.problems import BenchmarkAbsent, HumanEval, Mbpp, Problem, mbpp_problem, parsed, read
+from benchmarks.code.samples import count_samples, pass_at_k, read_samples, write_verdicts
+from benchmarks.code.score import estimator, judged, versions, wilson
+from crystal.config import Config, UserError, require
+from crystal.runlog import write_json
+from stages.out import new_out
+
+KS = (1, 10, 100)
+SHOWN = 8  # names in a line
+
+
+def score(config: Config) -> None:
+    """Judge samples=FILE into out=FILE, and write OUT's summary beside it."""
+    require(config.benchmark in ("humaneval", "mbpp"), f"benchmark={config.benchmark}", "humaneval or mbpp", "give benchmark=")
+    require(config.samples is not None, "task=score without samples", "a file of completions", "give samples=FILE")
+    samples, out = Path(str(config.samples)), new_out(config, "file")
+    summary = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".summary.json")
+    require(not summary.exists(), f"{summary} is there already", "a place for the summary of out", "give another out, or delete it")
+    estimator()  # asked for first: to miss it when all is judged would be late
+    source, problems = _problems(str(config.benchmark), config.problems)
+    counts = count_samples(samples, problems)
+    print(f"{samples}: {counts.total():,} samples of {len(counts)} of the {len(problems)} problems of {source['source']}")
+    if config.dry_run:
+        print(f"would judge them, {config.eval.timeout_s:g} s of CPU time each at most, into {out}")
+        return
+    began, results, correct = time.perf_counter(), Counter[str](), Counter[str]()
+    with Pool(Limits(timeout_s=config.eval.timeout_s), workers=config.eval.workers, sandbox=config.sandbox) as pool:
+        for task_id, verdict in write_verdicts(read_samples(samples, problems), pool, out):
+            results[verdict.result] += 1
+            correct[task_id] += verdict.passed
+        how = {**judged(pool), "sandbox": pool.sandbox, "versions": versions(), "seconds": round(time.perf_counter() - began, 3)}
+    ks = sorted({1, *(config.eval.ks or KS)})
+    rates = pass_at_k(list(counts.values()), [correct[task_id] for task_id in counts], ks)
+    found = {
+        "benchmark": config.benchmark,
+        **source,
+        "samples": samples.name,
+        "samples_total": counts.total(),
+        "problems_total": len(problems),
+        "without_samples": [task_id for task_id in problems if task_id not in counts],
+        "pass@1": rates["1"],
+        "ci95": list(wilson(rates["1"], len(counts))),
+        "pass@k": rates,
+        "results": dict(results),
+    }
+    write_json(summary, found | how)
+    _tell(found, counts, ks)
+    print(f"verdicts: {out}; summary: {summary}")
+
+
+def _problems(benchmark: str, path: str | None) -> tuple[dict[str, str], dict[str, Problem]]:
+    """Where the problems are from, and they by name. Of a file of MBPP all are taken, not only the test split's."""
+    found = HumanEval(path=path) if benchmark == "humaneval" else Mbpp(path=path)
+    try:
+        if path is not None and benchmark == "mbpp":
+            rows = parsed(read(path, benchmark), ("task_id", "code", "test_list"), path, "MBPP")
+            problems = [mbpp_problem(row) for row in rows]
+        else:
+            problems = found.problems()
+        source = {"source": found.source, "version": found.version}
+    except (BenchmarkAbsent, UserError) as error:
+        raise UserError(str(error).replace(f"eval.benchmarks.{benchmark}.path", "problems")) from error
+    except (KeyError, TypeError, AttributeError, IndexError, SyntaxError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"problems={path} is not {benchmark} ({said}); expected its published format; give such a file") from error
+    return source, {problem.task_id: problem for problem in problems}
+
+
+def _tell(found: dict[str, Any], counts: Counter[str], ks: list[int]) -> None:
+    print(", ".join(f"{number:,} {result}" for result, number in sorted(found["results"].items())))
+    low, high = found["ci95"]
+    for k, rate in found["pass@k"].items():
+        print(f"pass@{k} {rate:.2%}" + f" (95 % interval {low:.1%} to {high:.1%})" * (k == "1"))
+    for k in ks:
+        if min(counts.values()) < k <= max(counts.values()):
+            print(f"no pass@{k}: fewer than {k} samples of {_named([task_id for task_id, number in counts.items() if number < k])}")
+    if found["without_samples"]:
+        print(f"left out for want of samples: {_named(found['without_samples'])}")
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + f" and {len(names) - SHOWN} more" * (len(names) > SHOWN)
