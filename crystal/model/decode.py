@@ -63,7 +63,7 @@ class TiledDecoder:
         padding = [0] * (-len(tokens) % self.tile)
         cache.begin([*positions, *padding])
         x_B1D = self.body.hidden(torch.tensor([*tokens, *padding])[:, None], cache)
-        return self.head(x_B1D)[: len(tokens), 0].mul_(self.scale)
+        return self.head(x_B1D * self.scale)[: len(tokens), 0]
 
 
 class TiledLinear(nn.Module):

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.code.sandbox.wire import End, execute
 
-PROJECT = Path(__file__).parents[3]
+PROJECT = str(Path(__file__).parents[3])
 FRAMES = 6  # between `serve` and what is called there
 
 
@@ -50,6 +50,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "next": next,
     "len": len,
     "getitem": operator.getitem,
+    "setitem": operator.setitem,
+    "isinstance": isinstance,
     "contains": operator.contains,
     "bool": operator.truth,
     "str": str,
@@ -81,7 +83,7 @@ def _make_room(module: types.ModuleType) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
         del sys.modules[name]
     sys.modules["program"] = sys.modules["__main__"] = module
-    sys.path[:] = [path for path in sys.path if path and Path(path) != PROJECT]
+    sys.path[:] = [path for path in sys.path if path not in ("", PROJECT)]
     sys.argv[:] = [""]
     os.environ.clear()
     frame, depth = sys._getframe(1), FRAMES

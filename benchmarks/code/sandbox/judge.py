@@ -21,7 +21,7 @@ GONE = "before its last check"  # how the candidate ended stands before this; wh
 
 
 class Remote:
-    """Something in the candidate: what can be done with it there can be asked for here, but comparison and arithmetic."""
+    """Something in the candidate. What a check does with it is done there, as its class decides; it equals itself alone, and has no arithmetic."""
 
     __slots__ = ("__end",)
 
@@ -49,8 +49,14 @@ class Remote:
     def __getitem__(self, key: Any) -> Any:
         return self.__end.ask("getitem", self, key)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.__end.ask("setitem", self, key, value)
+
     def __contains__(self, value: Any) -> bool:
         return self.__end.ask("contains", self, value)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        return self.__end.ask("isinstance", value, self)
 
     def __bool__(self) -> bool:
         return self.__end.ask("bool", self)
@@ -69,16 +75,16 @@ def judge(channel: socket.socket | int, job: dict[str, Any]) -> dict[str, Any]:
     """
     end = End(channel, {}, Remote)
     end.operations |= {"call": _only_given(end, _call), "next": _only_given(end, next)}
-    reason = ""
+    verdict = {"passed": True, "result": "passed", "reason": ""}
     try:
         _check(end, job["check"], job.get("given", ""), job.get("names", ()))
     except BaseException as error:
-        reason = _line(reason_of(error)) or type(error).__name__
+        verdict = {"passed": False, "result": "failed", "reason": _line(reason_of(error)) or "an exception without a name"}
     if isinstance(end.broken, Malformed):
         return {"passed": False, "result": "contained", "reason": str(end.broken)}
     if isinstance(end.broken, Gone):
         return {"passed": False, "result": "failed", "reason": GONE}
-    return {"passed": not reason, "result": "failed" if reason else "passed", "reason": reason}
+    return verdict
 
 
 def asked_names(check: str, given: Container[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
 MACHINE = platform.machine()
 _libc = ctypes.PyDLL(None, use_errno=True)
+_ME, _NO_CAPABILITIES = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
 
 
 def _checked(result: int, what: str) -> int:
@@ -84,5 +85,4 @@ def prctl(option: int, value: int, pointer: ctypes.Array | ctypes.Structure | No
 def drop_privileges() -> None:
     """Give up every capability, for good: none is left, and no program that is started can bring one."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    header, none = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
-    _checked(_libc.capset(ctypes.byref(header), ctypes.byref(none)), "capset")
+    _checked(_libc.capset(ctypes.byref(_ME), ctypes.byref(_NO_CAPABILITIES)), "capset")

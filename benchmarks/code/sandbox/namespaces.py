@@ -88,8 +88,11 @@ def _show(path: str, source: int, target: str) -> None:
 def map_ids(pid: int | str, *, outside: tuple[int, int], inside: tuple[int, int]) -> None:
     """Say who (user, group) `inside` of process `pid`'s user namespace is outside of it."""
     for name, line in (("setgroups", "deny"), ("uid_map", f"{inside[0]} {outside[0]} 1"), ("gid_map", f"{inside[1]} {outside[1]} 1")):
-        with open(f"/proc/{pid}/{name}", "w") as file:
-            file.write(line)
+        file = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
 
 
 def clone_for_program() -> int:

@@ -180,7 +180,7 @@ class Program:
         cpu_s, resident = usage(family)
         if cpu_s >= limits.timeout_s:
             return Over("timeout", f"more than {limits.timeout_s:g} s of CPU time")
-        if resident > limits.memory_bytes:
+        if resident > limits.memory_bytes and proportional(family) > limits.memory_bytes:
             return Over("contained", f"more than {limits.memory_bytes >> 20} MiB of memory in all its processes")
         if elapsed_s > limits.wall_s and elapsed_s - waited(family) > limits.wall_s:
             return Over("timeout", f"no end after {limits.wall_s:g} s ({cpu_s:.2f} s of CPU time)")
@@ -268,6 +268,16 @@ def usage(family: list[int]) -> tuple[float, int]:
             resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
             pages += resident - shared
     return ticks / tick, pages * page
+
+
+def proportional(family: list[int]) -> int:
+    """Resident bytes of all processes together, what several share counted once; dearer to find out than `usage`."""
+    kilobytes = 0
+    for pid in family:
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            kilobytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes << 10
 
 
 def waited(family: list[int]) -> float:

@@ -64,7 +64,7 @@ FCNTL_OWNER, IOCTL_OWNER = [8, 15], [0x8901, 0x8902]
 # A pair of datagram sockets can be sent from to any socket of the system that has an address; one of streams cannot.
 STREAMS = [socket.SOCK_STREAM | flags for flags in (0, os.O_CLOEXEC, os.O_NONBLOCK, os.O_CLOEXEC | os.O_NONBLOCK)]
 
-LOAD, JUMP_EQ, JUMP_SET, RETURN = 0x20, 0x15, 0x45, 0x06
+LOAD, JUMP, JUMP_EQ, JUMP_FROM, JUMP_SET, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06  # FROM: greater or equal
 ALLOW, ERRNO, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 NR, ARCH = 0, 4  # offsets in struct seccomp_data
 
@@ -112,9 +112,9 @@ def _common(machine: str, strict: bool) -> bytes:
     code = [(LOAD, 0, 0, ARCH), (JUMP_EQ, 1, 0, AUDIT_ARCH[machine]), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, NR)]
     if machine == "x86_64":
         code += [(JUMP_SET, 0, 1, X32_BIT), (RETURN, 0, 0, DENIED)]
-    for numbers in (ALWAYS | STRICT if strict else ALWAYS).values():
-        code += _refuse(numbers[column], DENIED)
-    code += _refuse(CLONE3[column], ERRNO | errno.ENOSYS)
+    refused = {numbers[column] for numbers in (ALWAYS | STRICT if strict else ALWAYS).values()}
+    code += _refuse(sorted(number for number in refused if number is not None))
+    code += [(JUMP_EQ, 0, 1, CLONE3[column]), (RETURN, 0, 0, ERRNO | errno.ENOSYS)]
     code += _refuse_if_set(CLONE[column], 0, NAMESPACES)
     code += _refuse_unless_one_of(SOCKETPAIR[column], 0, [socket.AF_UNIX])
     if strict:
@@ -135,8 +135,13 @@ def _packed(code: Instructions) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
-def _refuse(number: int | None, answer: int) -> Instructions:
-    return [] if number is None else [(JUMP_EQ, 0, 1, number), (RETURN, 0, 0, answer)]
+def _refuse(numbers: list[int]) -> Instructions:
+    """Refuse the calls with these numbers, found by halves: the kernel goes through a new filter for every call that it knows."""
+    if len(numbers) <= 2:
+        return [instruction for number in numbers for instruction in ((JUMP_EQ, 0, 1, number), (RETURN, 0, 0, DENIED))]
+    middle = len(numbers) // 2
+    below, above = _refuse(numbers[:middle]), _refuse(numbers[middle:])
+    return [(JUMP_FROM, len(below) + 1, 0, numbers[middle]), *below, (JUMP, 0, 0, len(above)), *above]
 
 
 def _about(number: int | None, argument: int, tests: Instructions) -> Instructions:
@@ -157,4 +162,4 @@ def _refuse_unless_one_of(number: int | None, argument: int, values: list[int]) 
 
 
 def _refuse_if_one_of(number: int | None, argument: int, values: list[int]) -> Instructions:
-    return _about(number, argument, [part for value in values for part in _refuse(value, DENIED)])
+    return _about(number, argument, _refuse(values))

@@ -110,11 +110,17 @@ def facts(isolation: Isolation) -> dict[str, Any]:
 
 
 def _try_namespaces() -> None:
+    """Raise OSError where a program cannot have namespaces of its own."""
+    go_on, go = os.pipe()
     pid = namespaces.clone_for_program()
     if pid == 0:
+        os.read(go_on, 1)
+        namespaces.settle(1 << 20)
         os._exit(0)
     namespaces.map_program(pid)
-    os.waitpid(pid, 0)
+    os.write(go, b".")
+    if os.waitpid(pid, 0)[1]:
+        raise OSError("a program's namespaces cannot be set up")
 
 
 def _works(attempt: Callable[[], None]) -> bool:

@@ -1,6 +1,6 @@
 """Programs that do nothing wrong and must pass, whatever runs beside them, as data: (name, program, check).
 
-The surprise: the layer that has no namespaces forbids files and processes, so there PRIVILEGED fails, and says so.
+The surprise: where a program has no namespaces of its own it may not write files or start processes, so there PRIVILEGED fails.
 """
 
 # ruff: noqa: E501  a program on one line reads better than the same in pieces
@@ -34,7 +34,7 @@ PLAIN = [
     ("sleeps a little", "import time\ndef answer(a, b):\n    time.sleep(0.1)\n    return a * b", CHECK),
     ("a name of a builtin", "def sum(a, b): return a * b", "assert sum(6, 7) == 42"),
     ("a socket to itself", "import socket\ndef answer(a, b):\n    one, two = socket.socketpair()\n    one.sendall(bytes([a * b]))\n    return two.recv(1)[0]", CHECK),
-    ("no environment", "import os, sys\ndef answer(): return [len(os.environ), sys.argv]", "assert answer() == [0, ['']]"),
+    ("no environment", "import os, sys\ndef answer(): return [len(os.environ), sys.argv, [path for path in sys.path if 'site-packages' in path], __name__ == '__main__']", "assert answer() == [0, [''], [], False]"),
     ("reads the standard library", "import os\ndef answer(): return os.path.isfile(os.__file__) and 'def ' in open(os.__file__).read()", "assert answer() is True"),
 ]
 

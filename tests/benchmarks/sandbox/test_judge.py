@@ -73,6 +73,9 @@ def value_of(node): return node.value
         (NODE, "n = Node(5)\nn.next = Node(6)\nn.value = 7\n"
             "assert n.next.value == 6 and value_of(n) == 7 and same(n) is n and n == n and n != Node(7)"),
         (NODE, "n = Node(1).push(2)\nassert n.value == 2 and n.next.next is None and Node.count == 2 and not Node(0) and make() is None"),
+        (NODE, "assert isinstance(make(1), Node) and not isinstance(3, Node) and not isinstance(same, Node)"),
+        ("class Box(dict): pass\nclass Cache:\n    items = Box()\n    def __setitem__(self, k, v): self.items[k] = v",
+         "c = Cache()\nc[1] = [2]\nassert c.items == {1: [2]}"),
         (NODE, "assert same([Node(1)])[0].value == 1 and not hasattr(Node(1), 'other') and getattr(Node(1), 'other', 3) == 3"),
         ("def f(): return NotImplemented", "assert f() is not None"),
         ("def sum(a, b): return a * b", "assert sum(2, 3) == 6"),
@@ -159,6 +162,7 @@ FORGERIES = {
     "raises StopIteration": "def f(a, b): raise StopIteration(42)",
     "raises GeneratorExit": "def f(a, b): raise GeneratorExit",
     "raises SystemExit": "def f(a, b): raise SystemExit(0)",
+    "raises what has no name": "E = type('', (Exception,), {})\nexec('def f(a, b): raise E')",
     "a hostile __str__": "class E(Exception):\n    def __str__(self): raise SystemExit(0)\n    __repr__ = __str__\ndef f(a, b): raise E",
     "a hostile exception class": "class E(Exception):\n    told = 42\n    args = property(lambda self: exit())\ndef f(a, b): raise E",
     "leaves": "import os\ndef f(a, b): os._exit(0)",
