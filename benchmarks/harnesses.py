@@ -61,16 +61,6 @@ def protocol_of(name: str) -> ProtocolConfig:
     return ProtocolConfig(**fields)
 
 
-def lm_eval_tasks(names: list[str]) -> dict[str, Any]:
-    """lm-eval's own tasks, from the data folders in the current directory."""
-    from benchmarks.code.metric import offline_code_eval
-
-    with offline_code_eval():
-        from lm_eval.tasks import TaskManager, get_task_dict
-
-        return dict(get_task_dict(names, TaskManager()))
-
-
 def ours(completer: Completer, problems: list[Problem], asking: Asking, new_tokens: int) -> list[str]:
     """Greedy completions, cut as the protocol says, of at most `new_tokens` tokens."""
     sampling = Sampling(new_tokens, temperature=0.0, top_p=1.0, batch_size=8)

@@ -53,6 +53,7 @@ TASKS = {
     "ledger": "stages.ledger:ledger",
     "contamination": "stages.contamination:contamination",
 }
+AT_ONCE = ("task=evaluate", "task=score")  # they keep a benchmark's result when it is whole
 ConfigStore.instance().store("schema", Config)
 
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     before, terminated = sys.argv, signal.getsignal(signal.SIGTERM)
     try:
-        if {"-m", "--multirun"} & set(argv):  # as Ctrl-C, or else the processes of the points would outlive this one
+        if {"-m", "--multirun", *AT_ONCE} & set(argv):  # as Ctrl-C, or else processes and folders of theirs would outlive this one
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.argv = [before[0], *quoted(argv)]
         return run_all(["crystal", *argv])
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return complain(f"{error}; expected the names of choices; write them with commas between, as in stage=1,2")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is done", file=sys.stderr)
+        print("stopped" + "; the same command goes on from what is done" * (not {*AT_ONCE} & set(argv)), file=sys.stderr)
         return INTERRUPTED
     finally:
         sys.argv = before

@@ -124,6 +124,19 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a whole checkpoint ({error}); expected one; {DAMAGED}") from error
 
 
+def fingerprint(folder: Path) -> str:
+    """By which the weights of a checkpoint are told from others under the same name, as "crc32:0a1b2c3d".
+
+    It is the checksum that COMPLETE has of the file of the weights, which is not read; in a Cerebras checkpoint that file holds the
+    optimizer's state too. Raises UserError where COMPLETE is missing or damaged.
+    """
+    try:
+        sums = json.loads((folder / COMPLETE).read_text())
+        return f"crc32:{sums[MDL if MDL in sums else 'weights.pt']['crc32']:08x}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}); expected one; {DAMAGED}") from error
+
+
 def read_model(folder: Path) -> ModelConfig:
     """The model of a checkpoint. Raises UserError where something is wrong with its files."""
     return kept_model(read_state(folder)["model"], folder)

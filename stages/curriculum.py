@@ -116,7 +116,7 @@ class StageRun:
 
         score_checkpoint(last, config.eval, out=out, sandbox=config.sandbox, load=load)
         if config.eval.benchmarks:
-            write_heldout(out / HELDOUT, load, checkpoint=last.name, prepared=prepared, attention=config.attention)
+            write_heldout(out / HELDOUT, load, folder=last, prepared=prepared, attention=config.attention)
 
     def _train_or_diverge(self, summary: Path) -> None:
         """Train; that a point of a sweep diverges is its result."""

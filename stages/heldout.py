@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.code.problems import HumanEval
 from crystal.bits import bits_of_continuations, bits_of_rows
+from crystal.checkpoint import fingerprint
 from crystal.config import Config, UserError
 from crystal.data.shards import Prepared
 from crystal.generate import Completer
@@ -22,14 +23,19 @@ PYTHON = "starcoder/python"  # HumanEval and MBPP are Python
 HELDOUT = "heldout.json"  # among the scores, and of another form
 
 
-def write_heldout(path: Path, load: Callable[[], Completer], *, checkpoint: str, prepared: Prepared | str, attention: str) -> None:
-    """Measure, tell, and write `path`, unless it says the same checkpoint on the same rows. prepared: a string says why there is none."""
+def write_heldout(path: Path, load: Callable[[], Completer], *, folder: Path, prepared: Prepared | str, attention: str) -> None:
+    """Measure the weights of the checkpoint in `folder`, tell, and write `path`, unless it is of the same ones on the same rows.
+
+    load: its model, asked for only where something is to be measured. prepared: a string says why there is none. Raises UserError where
+    the checkpoint is damaged.
+    """
     rows = prepared if isinstance(prepared, str) else prepared.fingerprint()[:16]
+    of = {"checkpoint": folder.name, "weights": fingerprint(folder), "rows": rows}
     record = read_json(path, {})
-    if (record.get("checkpoint"), record.get("rows")) != (checkpoint, rows):
+    if {key: record.get(key) for key in of} != of:
         completer = load()
         python = {"absent": prepared} if isinstance(prepared, str) else _of_python(completer, prepared, attention)
-        record = {"checkpoint": checkpoint, "rows": rows, "python": python, "canonical": _of_humaneval(completer)}
+        record = of | {"python": python, "canonical": _of_humaneval(completer)}
         write_json(path, record)
     for name, key in (("held-out Python", "python"), ("HumanEval's canonical solutions", "canonical")):
         told = record[key]

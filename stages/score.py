@@ -1,5 +1,8 @@
 """task=score: verdicts on somebody's completions, and what they come to.
 
+A problem file of evalplus, whose rows have `plus_input`, is judged by the plus tests. A program has the benchmark's own time limit of
+conf/eval/ where that is longer than eval.timeout_s: so eval.timeout_s can lengthen it and not shorten it.
+
 The surprise: problems without samples are named and left out of pass@k; openai/human-eval refuses such a file.
 """
 
@@ -7,11 +10,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from benchmarks.code.evalplus import HumanEvalPlus, MbppPlus
 from benchmarks.code.execution import Limits, Pool
-from benchmarks.code.problems import BenchmarkAbsent, HumanEval, Mbpp, Problem, mbpp_problem, parsed, read
+from benchmarks.code.problems import Benchmark, BenchmarkAbsent, HumanEval, Mbpp, Problem, mbpp_problem, parsed, read
 from benchmarks.code.samples import count_samples, pass_at_k, read_samples, write_verdicts
 from benchmarks.code.score import estimator, judged, versions, wilson
 from crystal.config import Config, UserError, require
@@ -32,12 +39,14 @@ def score(config: Config) -> None:
     estimator()  # asked for first: to miss it when all is judged would be late
     source, problems = _problems(str(config.benchmark), config.problems)
     counts = count_samples(samples, problems)
-    print(f"{samples}: {counts.total():,} samples of {len(counts)} of the {len(problems)} problems of {source['source']}")
+    limits = Limits(timeout_s=max(config.eval.timeout_s, _own_timeout_s(source["benchmark"])))
+    where = f"{source['source']} ({source['benchmark']})"
+    print(f"{samples}: {counts.total():,} samples of {len(counts)} of the {len(problems)} problems of {where}")
     if config.dry_run:
-        print(f"would judge them, {config.eval.timeout_s:g} s of CPU time each at most, into {out}")
+        print(f"would judge them, {limits.timeout_s:g} s of CPU time each at most, into {out}")
         return
     began, results, correct = time.perf_counter(), Counter[str](), Counter[str]()
-    with Pool(Limits(timeout_s=config.eval.timeout_s), workers=config.eval.workers, sandbox=config.sandbox) as pool:
+    with Pool(limits, workers=config.eval.workers, sandbox=config.sandbox) as pool:
         for task_id, verdict in write_verdicts(read_samples(samples, problems), pool, out):
             results[verdict.result] += 1
             correct[task_id] += verdict.passed
@@ -45,7 +54,6 @@ def score(config: Config) -> None:
     ks = sorted({1, *(config.eval.ks or KS)})
     rates = pass_at_k(list(counts.values()), [correct[task_id] for task_id in counts], ks)
     found = {
-        "benchmark": config.benchmark,
         **source,
         "samples": samples.name,
         "samples_total": counts.total(),
@@ -61,22 +69,39 @@ def score(config: Config) -> None:
     print(f"verdicts: {out}; summary: {summary}")
 
 
-def _problems(benchmark: str, path: str | None) -> tuple[dict[str, str], dict[str, Problem]]:
-    """Where the problems are from, and they by name. Of a file of MBPP all are taken, not only the test split's."""
-    found = HumanEval(path=path) if benchmark == "humaneval" else Mbpp(path=path)
+def _problems(name: str, path: str | None) -> tuple[dict[str, str], dict[str, Problem]]:
+    """Which benchmark the problems are of and where they are from, and they by name."""
     try:
-        if path is not None and benchmark == "mbpp":
-            rows = parsed(read(path, benchmark), ("task_id", "code", "test_list"), path, "MBPP")
+        benchmark = _benchmark(name, path)
+        if path is not None and benchmark.name == "mbpp":  # all of the file, not only the test split's
+            rows = parsed(read(path, name), ("task_id", "code", "test_list"), path, "MBPP")
             problems = [mbpp_problem(row) for row in rows]
         else:
-            problems = found.problems()
-        source = {"source": found.source, "version": found.version}
+            problems = benchmark.problems()
+        source = {"benchmark": benchmark.name, "source": benchmark.source, "version": benchmark.version}
     except (BenchmarkAbsent, UserError) as error:
-        raise UserError(str(error).replace(f"eval.benchmarks.{benchmark}.path", "problems")) from error
-    except (KeyError, TypeError, AttributeError, IndexError, SyntaxError) as error:
+        raise UserError(str(error).replace(f"eval.benchmarks.{name}.path", "problems")) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, SyntaxError) as error:
         said = f"{type(error).__name__}: {error}"
-        raise UserError(f"problems={path} is not {benchmark} ({said}); expected its published format; give such a file") from error
+        raise UserError(f"problems={path} is not {name} ({said}); expected its published format; give such a file") from error
     return source, {problem.task_id: problem for problem in problems}
+
+
+def _benchmark(name: str, path: str | None) -> Benchmark:
+    """HumanEval or MBPP, or evalplus's of that name where the file has its rows. Raises UserError where they are the other's."""
+    rows = [] if path is None else parsed(read(path, name), ("task_id",), path, name)
+    if not any("plus_input" in row for row in rows):
+        return HumanEval(path=path) if name == "humaneval" else Mbpp(path=path)
+    for row in rows:  # how answers are compared differs, and arguments of MBPP+ are restored by the task's number
+        of = "mbpp" if row["task_id"].startswith("Mbpp/") else "humaneval"
+        require(of == name, f"{path} has {row['task_id']} for benchmark={name}", f"evalplus's rows of {name}", f"give benchmark={of}")
+    return HumanEvalPlus(path) if name == "humaneval" else MbppPlus(path)
+
+
+def _own_timeout_s(name: str) -> float:
+    """The time limit that conf/eval/ has for a benchmark; 0 where eval.timeout_s is its own."""
+    told = yaml.safe_load(files("conf").joinpath("eval", f"{name}.yaml").read_text(encoding="utf-8"))
+    return float(told["benchmarks"][name].get("timeout_s", 0))
 
 
 def _tell(found: dict[str, Any], counts: Counter[str], ks: list[int]) -> None:

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from benchmarks.code.execution import Limits, Pool
 from benchmarks.code.problems import BenchmarkAbsent, Problem
 from benchmarks.code.score import Complete, absent, score
+from crystal.checkpoint import fingerprint
 from crystal.config import EvalConfig, UserError
 from crystal.data.loader import Change, Entry, Loader
 from crystal.data.ngram import ngram_losses
@@ -43,16 +44,21 @@ def score_checkpoint(
     """
     results = {}
     for name, node in config.benchmarks.items():
-        path, key = out / f"{name}.json", protocol_key(config, name, checkpoint=folder.name, sandbox=sandbox)
+        path = out / f"{name}.json"
         before = read_json(path, {})
-        if before.get("status") == "scored" and before["protocol"].get("key") == key:
-            results[name] = before
-        else:
-            facts = {"checkpoint": folder.name, "seed": config.seed}
-            try:
-                results[name] = _score(instantiate(node), config, path, key=key, facts=facts, sandbox=sandbox, load=load)
-            except BenchmarkAbsent as reason:
-                results[name] = before if before.get("status") == "scored" else absent(name, str(reason), path)
+        try:
+            benchmark = instantiate(node)
+            weights, version = fingerprint(folder), getattr(benchmark, "version", None)
+            key = protocol_key(config, name, weights=weights, version=version, sandbox=sandbox)
+            facts = {"checkpoint": folder.name, "weights": weights, "seed": config.seed}
+            if before.get("status") == "scored" and before["protocol"].get("key") == key:
+                results[name] = before
+            else:
+                results[name] = _score(benchmark, config, path, key=key, facts=facts, sandbox=sandbox, load=load)
+                if before.get("status") == "scored":  # asked otherwise, and too dear to lose
+                    write_json(out / "earlier" / f"{name}-{before['protocol'].get('key')}.json", before)
+        except BenchmarkAbsent as reason:
+            results[name] = absent(name, str(reason), path if before.get("status") != "scored" else None)
         _tell(results[name])
     if (mean := open_llm_average(results.values())) is not None:
         print(f"  open_llm: {mean:.2%}, the mean of the four as the Open LLM leaderboard took it")
@@ -80,14 +86,14 @@ def _score(
         )
 
 
-def protocol_key(config: EvalConfig, name: str, *, checkpoint: str, sandbox: str) -> str:
+def protocol_key(config: EvalConfig, name: str, *, weights: str, version: str | None, sandbox: str) -> str:
     """What a score on file must bear to be taken for the one asked for: all that decides its completions and how they are judged.
 
     Not which layer isolates, because layers differ in what they withstand and not in their verdicts; but a score of sandbox=unsafe does
     not stand for one of a sandbox.
     """
     asked = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "device", "workers")}
-    asked |= {"benchmark": config.benchmarks[name], "checkpoint": checkpoint, "unsafe": sandbox == "unsafe"}
+    asked |= {"benchmark": config.benchmarks[name], "version": version, "weights": weights, "unsafe": sandbox == "unsafe"}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -295,9 +295,11 @@ def evaluate(config: Config) -> None:
     if config.dry_run:
         return
     load = cache(partial(Completer.load, folder, device=scoring_backend(config).name))
-    score_checkpoint(folder, config.eval, out=out, sandbox=config.sandbox, load=load)
+    results = score_checkpoint(folder, config.eval, out=out, sandbox=config.sandbox, load=load)
     if config.eval.benchmarks:
-        write_heldout(out / HELDOUT, load, checkpoint=folder.name, prepared=prepared_of(config, folder), attention=config.attention)
+        write_heldout(out / HELDOUT, load, folder=folder, prepared=prepared_of(config, folder), attention=config.attention)
+    if results and all(scores["status"] == "absent" for scores in results.values()):
+        raise UserError("; ".join(f"{name} was not scored: {scores['reason']}" for name, scores in results.items()))
 
 
 def generate(config: Config) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crystal import checkpoint
-from crystal.checkpoint import latest, read_state, save, write_tensors
+from crystal.checkpoint import fingerprint, latest, read_state, save, write_tensors
 from crystal.config import UserError
 
 
@@ -166,3 +166,27 @@ def test_what_is_no_checkpoint_is_refused(root, tmp_path):
 def test_the_list_covers_every_file(root):
     folder = save_at(root, 4)
     assert sorted(json.loads((folder / "COMPLETE").read_text())) == [name for name in names(folder) if name != "COMPLETE"]
+
+
+@pytest.mark.parametrize("name", ["weights.pt", checkpoint.MDL])
+def test_the_fingerprint_is_that_of_the_file_of_the_weights(tmp_path, name):
+    def sealed(weights, optimizer):
+        folder = tmp_path / f"{weights}-{optimizer}"
+        folder.mkdir()
+        (folder / name).write_text(weights)
+        (folder / "optimizer.pt").write_text(optimizer)
+        (tmp_path / "tokenizer.json").write_text("{}")
+        checkpoint.seal(folder, {}, tokenizer=tmp_path / "tokenizer.json")
+        return folder
+
+    folder = sealed("123456789", "a")
+    assert fingerprint(folder) == "crc32:cbf43926"  # the check value that CRC-32's catalogues give
+    assert fingerprint(sealed("123456789", "b")) == fingerprint(folder) != fingerprint(sealed("12345678", "a"))
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"weights.pt": {}}', '{"weights.pt": {"crc32": "x"}}'])
+def test_without_a_sound_list_there_is_no_fingerprint(root, content):
+    folder = save_at(root, 1)
+    (folder / "COMPLETE").unlink() if content is None else (folder / "COMPLETE").write_text(content)
+    with pytest.raises(UserError, match="step-00000001 is not a whole checkpoint"):
+        fingerprint(folder)

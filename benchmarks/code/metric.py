@@ -4,6 +4,11 @@ Three ways in: `CodeEval()`; `evaluate.load("benchmarks/code/metric.py")`, by th
 `with offline_code_eval():`, within which `evaluate.load("code_eval")` gives ours to whoever asks, as the HumanEval and MBPP
 tasks of lm-eval do when they are loaded.
 
+What it cannot know: a program comes whole, and nothing says which part of it is the benchmark's. So the checks take every name that
+they do not define themselves from the program, the helpers of a HumanEval prompt too: a program can put its own `poly` in the place of
+the one that its check relies on. eval= and task=score take the helpers from the benchmark. As everywhere here, programs see the
+standard library only: one that imports numpy fails.
+
 The surprise: lm-eval asks for one verdict at a time, so the workers stay warm until the process ends.
 """
 

@@ -270,8 +270,8 @@ def fingerprint(data: bytes) -> str:
 
 def checked_limit(limit: int | None) -> int | None:
     """`limit`. Raises UserError where it leaves nothing to score."""
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} problems; expected at least 1; leave it out to score them all")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UserError(f"limit={limit} problems; expected a whole number, at least 1; leave it out to score them all")
     return limit
 
 

@@ -86,9 +86,10 @@ def pass_at_k(n_samples: Sequence[int], n_correct: Sequence[int], ks: Sequence[i
 
 
 def _spelled(task_id: object, problems: Mapping[str, Problem]) -> str:
-    """MBPP's tasks are called 601, "601", "MBPP/601" and "Mbpp/601", by one or another."""
+    """MBPP's tasks are called 601, "601", "MBPP/601" and, by evalplus, "Mbpp/601"; in a file of samples by one or another."""
     name = str(task_id)
-    return name if name in problems else f"MBPP/{name.lower().removeprefix('mbpp/')}"
+    number = name.lower().removeprefix("mbpp/")
+    return next((known for known in (name, f"MBPP/{number}", f"Mbpp/{number}") if known in problems), name)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -6,6 +6,7 @@ The surprise: one interval serves one sample a problem and many. It is Wilson's,
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -50,11 +51,13 @@ def score(
     estimate = estimator()  # asked for first: to miss it after hours of generation would be late
     asking, problems = asked(benchmark, protocol)
     samples = [(problem, sample) for problem in problems for sample in range(n_samples)]
+    print(f"  {benchmark.name}: drawing {len(samples):,} completions, then judging them", file=sys.stderr)
     texts = complete([problem for problem, _ in samples], [f"{problem.task_id}/{sample}" for problem, sample in samples])
     answers = [finished(problem, text, asking) for (problem, _), text in zip(samples, texts, strict=True)]
     verdicts = pool.run([problem.job(answer) for (problem, _), answer in zip(samples, answers, strict=True)])
     passed = [verdict.passed for verdict in verdicts]
     correct = [sum(passed[first : first + n_samples]) for first in range(0, len(passed), n_samples)]
+    limit = {} if (first := getattr(benchmark, "limit", None)) is None else {"limit": first}
     rates = {k: float(estimate(n_samples, correct, k).mean()) for k in {1, *ks}}
     scores = {
         "benchmark": benchmark.name,
@@ -68,7 +71,7 @@ def score(
         "ci95": list(wilson(rates[1], len(problems))),
         "pass@k": {str(k): rates[k] for k in ks},
         "passed": sum(passed),
-        "protocol": {"name": protocol.name, "source": protocol.source, **asdict(asking), **drawn, **judged(pool)},
+        "protocol": {"name": protocol.name, "source": protocol.source, **asdict(asking), **drawn, **judged(pool), **limit},
         "sandbox": pool.sandbox,
         "versions": versions(),
         "seconds": round(time.perf_counter() - began, 3),
@@ -78,10 +81,11 @@ def score(
     return scores
 
 
-def absent(benchmark: str, reason: str, out: Path) -> dict[str, Any]:
-    """Write, and return, that `benchmark` was to be scored and could not be had."""
+def absent(benchmark: str, reason: str, out: Path | None) -> dict[str, Any]:
+    """Return, and write where `out` says, that `benchmark` was to be scored and could not be had."""
     scores = {"benchmark": benchmark, "status": "absent", "reason": reason}
-    write_json(out, scores)
+    if out is not None:
+        write_json(out, scores)
     return scores
 
 

@@ -71,7 +71,7 @@ def read_checkpoints(folders: Sequence[Path]) -> list[Scored]:
 
 
 def _read(folder: Path, runs: dict[Path, Run]) -> Scored:
-    """One checkpoint's scores: those of `task=evaluate`, and its stage's where it is the stage's last; of both, the more completions."""
+    """One checkpoint's scores: those of `task=evaluate`, and for what that has not scored its stage's, where it is the stage's last."""
     place = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
     run = stage = None
     if place.name.startswith("stage") and (place.parent / "run.json").is_file():
@@ -81,17 +81,12 @@ def _read(folder: Path, runs: dict[Path, Run]) -> Scored:
     evaluated = place / "evaluations" / folder.name
     found, heldout = read_scores(evaluated), read_heldout(evaluated)
     if stage and stage.summary and stage.summary.checkpoint and Path(stage.summary.checkpoint).name == folder.name:
-        ends = stage.scores
-        found = {name: max(filter(None, (found.get(name), ends.get(name))), key=_completions) for name in {**found, **ends}}
+        found = {**found, **stage.scores} | {name: score for name, score in found.items() if score.rate is not None}
         heldout = heldout or stage.heldout
     if not any(score.rate is not None for score in found.values()):
         require(folder.is_dir(), f"no checkpoint {folder}", "a folder like runs/NAME/stage1/checkpoints/step-00000120", "check the path")
         raise UserError(f"{folder} has no scores; expected them in {evaluated}; run: python -m crystal task=evaluate checkpoint={folder}")
     return Scored(folder, found, heldout, run, stage)
-
-
-def _completions(score: Score) -> int:
-    return 0 if score.rate is None else (score.problems_total or 0) * score.samples_per_problem
 
 
 def _subjects(checkpoints: Sequence[Scored]) -> list[scores.Subject]:

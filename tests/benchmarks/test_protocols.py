@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.code.problems import HumanEval, Mbpp, Problem
 from benchmarks.code.protocols import asked, finished, truncate
-from benchmarks.harnesses import data_folders, lm_eval_tasks
+from benchmarks.harnesses import data_folders
 from benchmarks.harnesses import protocol_of as protocol
 from crystal.config import UserError
 from crystal.evalconfig import Asking
@@ -156,7 +156,12 @@ def test_lm_evals_own_prompts_and_stops(tmp_path: Path, monkeypatch: pytest.Monk
     data_folders(tmp_path, MBPP, limit=3)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    tasks = lm_eval_tasks(["humaneval", "mbpp"])
+    from benchmarks.code.metric import offline_code_eval
+
+    with offline_code_eval():
+        from lm_eval.tasks import TaskManager, get_task_dict
+
+        tasks = get_task_dict(["humaneval", "mbpp"], TaskManager())
     for name, benchmark in (("humaneval", HumanEval(limit=3)), ("mbpp", Mbpp(str(MBPP), limit=3))):
         task = tasks[name]
         ours = asked(benchmark, protocol("lm_eval"))[1]

@@ -54,6 +54,8 @@ def test_a_completion_goes_on_from_the_prompt_and_a_solution_is_whole(tmp_path: 
 def test_mbpps_tasks_by_every_name(tmp_path: Path, task_id: Any) -> None:
     (sample,) = read_samples(written(tmp_path / "a.jsonl", {"task_id": task_id, "completion": "f = len"}), MBPP)
     assert sample.task_id == "MBPP/601" and sample.row["task_id"] == task_id and sample.job.given == "import math"
+    evalplus = {"Mbpp/601": MBPP["MBPP/601"]}
+    assert next(read_samples(tmp_path / "a.jsonl", evalplus)).task_id == "Mbpp/601"
 
 
 def test_packed_and_plain_are_read_alike(tmp_path: Path) -> None:

@@ -51,9 +51,6 @@ def test_what_task_evaluate_wrote_comes_first_and_an_end_keeps_its_stage_s_score
     write_json(folder / "mbpp.json", {"benchmark": "mbpp", "status": "absent", "reason": "no file"})
     (checkpoint,) = read_checkpoints([end(run, "1")])
     assert {name: score.passed for name, score in checkpoint.scores.items()} == {"humaneval": 9, "mbpp": 5}
-    write_json(folder / "humaneval.json", {**humaneval(9), "problems_total": 4})  # a quick look at a few problems
-    (checkpoint,) = read_checkpoints([end(run, "1")])
-    assert checkpoint.scores["humaneval"].passed == 1
 
 
 def test_another_checkpoint_of_the_stage_has_its_own_scores_alone(run: Path, tmp_path: Path) -> None:

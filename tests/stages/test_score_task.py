@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.test_evalplus import PLUS, TUPLES
+from tests.benchmarks.test_problems import ROW
 from tests.conftest import Finished
 from tests.shared import SHARED_DATA
 
@@ -124,14 +127,49 @@ def test_mbpps_file_whole(crystal: Crystal, tmp_path: Path) -> None:
     )
     assert finished.status == 0, finished.err
     assert [row["passed"] for row in read(tmp_path / "o.jsonl")] == [True, True, False]
-    assert "3 samples of 3 of the 974 problems of mbpp.jsonl" in finished.out and "and 963 more" in finished.out
+    assert "3 samples of 3 of the 974 problems of mbpp.jsonl (mbpp)" in finished.out and "and 963 more" in finished.out
+
+
+@pytest.mark.parametrize(
+    ("row", "benchmark", "timeout_s", "lazy"),
+    [
+        (PLUS, "humaneval", 20.0, "    return 55\n"),
+        (TUPLES | {"plus_input": [[[3, 4], [4]]]}, "mbpp", 90.0, "def shared(a, b): return (2,)"),
+    ],
+)
+def test_evalplus_rows_are_judged_by_the_plus_tests(
+    crystal: Crystal, tmp_path: Path, row: dict[str, Any], benchmark: str, timeout_s: float, lazy: str
+) -> None:
+    """A program that knows the base tests' answer only does not pass, though a row may have the plain benchmark's fields too."""
+    plain = {"test": "def check(f): pass", "code": "", "test_list": ["assert True"]}
+    (path := tmp_path / "problems.jsonl.gz").write_bytes(gzip.compress(json.dumps(row | plain).encode()))
+    given = [{"task_id": row["task_id"], "completion": text} for text in (row["canonical_solution"], lazy)]
+    samples, out = jsonl(tmp_path / "s.jsonl", given), tmp_path / "o.jsonl"
+    options = [f"problems={path}", f"samples={samples}", f"out={out}"]
+    finished = crystal("task=score", f"benchmark={benchmark}", *options)
+    assert finished.status == 0, finished.err
+    assert [(line["task_id"], line["passed"]) for line in read(out)] == [(row["task_id"], True), (row["task_id"], False)]
+    summary = json.loads((tmp_path / "o.summary.json").read_text())
+    assert (summary["benchmark"], summary["source"], summary["timeout_s"]) == (f"{benchmark}_plus", path.name, timeout_s)
+    other = "mbpp" if benchmark == "humaneval" else "humaneval"
+    refused = crystal("task=score", f"benchmark={other}", *options[:2], f"out={tmp_path / 'p.jsonl'}")
+    assert refused.status == 2 and f"has {row['task_id']} for benchmark={other}; expected" in refused.err
+    assert refused.err.endswith(f"give benchmark={benchmark}\n")
+
+
+def test_a_benchmarks_own_limit_unless_a_longer_one_is_given(crystal: Crystal, tmp_path: Path) -> None:
+    problems, samples = jsonl(tmp_path / "m.jsonl", [ROW]), jsonl(tmp_path / "s.jsonl", [{"task_id": ROW["task_id"], "solution": ""}])
+    for given, limit in (([], 8), (["eval.timeout_s=2"], 8), (["eval.timeout_s=9"], 9)):
+        options = ["benchmark=mbpp", f"problems={problems}", f"samples={samples}", f"out={tmp_path / 'o.jsonl'}", "dry_run=true"]
+        finished = crystal("task=score", *options, *given)
+        assert finished.status == 0 and f"would judge them, {limit} s of CPU time" in finished.out, finished.err
 
 
 def test_a_dry_run_counts_and_writes_nothing(command: Crystal, tmp_path: Path) -> None:
     samples = jsonl(tmp_path / "s.jsonl", [{"task_id": "Own/0", "completion": ""}] * 3)
     before = set(tmp_path.iterdir())
     finished = command(f"samples={samples}", "dry_run=true")
-    assert finished.status == 0 and "3 samples of 1 of the 4 problems" in finished.out and "would judge them" in finished.out
+    assert finished.status == 0 and "3 samples of 1 of the 4 problems" in finished.out and "would judge them, 3 s" in finished.out
     assert set(tmp_path.iterdir()) == before
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.code import execution
+from crystal import checkpoint
 from crystal.config import EvalConfig, UserError
 from crystal.data.shards import Prepared
 from crystal.evalconfig import Asking, ProtocolConfig
@@ -58,9 +59,25 @@ def test_scores_are_kept_until_what_decides_them_changes(tmp_path: Path, folder:
             score_checkpoint(folder, config_of(path, **change), out=tmp_path, sandbox="auto", load=never)
 
 
+def test_other_problems_or_weights_under_the_same_name_are_scored_anew(tmp_path: Path, folder: Path, load: Load) -> None:
+    path, own = written(tmp_path, TASK), tmp_path / "step-00000001"
+    shutil.copytree(folder, own)
+    first = score_checkpoint(own, config_of(path), out=tmp_path, sandbox="auto", load=load)["humaneval"]
+    written(tmp_path, TASK, {**TASK, "task_id": "Mine/1"})
+    second = score_checkpoint(own, config_of(path), out=tmp_path, sandbox="auto", load=load)["humaneval"]
+    assert (first["problems_total"], second["problems_total"]) == (1, 2)
+    (earlier,) = (tmp_path / "earlier").iterdir()
+    assert json.loads(earlier.read_text()) == first
+    sums = json.loads((own / "COMPLETE").read_text())
+    sums["weights.pt"]["crc32"] ^= 1
+    (own / "COMPLETE").write_text(json.dumps(sums))
+    with pytest.raises(AssertionError, match="nothing is to be generated"):
+        score_checkpoint(own, config_of(path), out=tmp_path, sandbox="auto", load=never)
+
+
 def test_what_was_judged_unsafe_does_not_stand_for_a_sandbox(tmp_path: Path) -> None:
     def key(config: EvalConfig, sandbox: str) -> str:
-        return protocol_key(config, "humaneval", checkpoint="step-1", sandbox=sandbox)
+        return protocol_key(config, "humaneval", weights="crc32:1", version="1", sandbox=sandbox)
 
     config = config_of("x")
     assert key(config, "auto") == key(config, "seccomp") != key(config, "unsafe")
@@ -131,7 +148,7 @@ def test_live_weights_score_as_their_checkpoint(
     )
 
 
-def test_without_held_out_python_it_says_so(load: Load, tiny_overrides: list[str], trained: Path, tmp_path: Path, capsys: Any) -> None:
+def test_without_held_out_python_it_says_so(load: Load, folder: Path, tiny_overrides: list[str], tmp_path: Path, capsys: Any) -> None:
     given = dict(override.split("=") for override in tiny_overrides)
     prepared = Prepared.open(given["data.out"], verify=False)
     prepared.valid = {}
@@ -139,5 +156,25 @@ def test_without_held_out_python_it_says_so(load: Load, tiny_overrides: list[str
         (prepared, "holds out nothing of starcoder/python"),
         ("no prepared data in x; prepare them", "no prepared data in x"),
     ):
-        write_heldout(tmp_path / f"{len(why)}.json", load, checkpoint="step-1", prepared=here, attention="full")
+        write_heldout(tmp_path / f"{len(why)}.json", load, folder=folder, prepared=here, attention="full")
         assert f"held-out Python: bits per byte not measured: {why}" in capsys.readouterr().err.replace(f"{prepared.folder} ", "")
+
+
+def test_other_weights_under_the_same_name_are_measured_again(load: Load, folder: Path, tmp_path: Path) -> None:
+    same, path = shutil.copytree(folder, tmp_path / folder.name), tmp_path / "heldout.json"
+
+    def measured(load: Load) -> Any:
+        write_heldout(path, load, folder=same, prepared="none here", attention="full")
+        return json.loads(path.read_text())
+
+    first = measured(load)
+    assert (first["checkpoint"], first["weights"]) == (folder.name, checkpoint.fingerprint(folder))
+    assert measured(never) == first
+    weights = checkpoint.read_weights(folder)
+    checkpoint.write_tensors(same / "weights.pt", {name: 2 * tensor for name, tensor in weights.items()})
+    (same / checkpoint.COMPLETE).unlink()
+    checkpoint.seal(same, checkpoint.read_state(folder), tokenizer=folder / "tokenizer.json")
+    second = measured(lambda: Completer.load(same, device="cpu"))
+    assert second["weights"] != first["weights"]
+    if "absent" not in first["canonical"]:
+        assert second["canonical"]["bits_per_byte"] != first["canonical"]["bits_per_byte"]

@@ -30,7 +30,7 @@ from benchmarks.code.sandbox.limits import JUDGE_MEMORY_BYTES, Limits
 FIRST_LOOK_S, LOOK_S = 0.02, 0.05
 ENDING_S = 5.0  # that a candidate whose channel has closed may take to be gone
 JUDGE_ID = 65533  # who a judge is, where root starts the worker
-NO_CANDIDATE = 3  # a judge's exit status where its candidate was gone too early
+NO_CANDIDATE, NOT_SET_UP = 3, 4  # a judge's exit status where its candidate was gone too early, and where it could not begin
 HAS_PROC = Path("/proc/self/stat").exists()
 
 
@@ -84,8 +84,10 @@ class Program:
             os.close(end)
         try:
             over, how = self._watch(judging), ""
-            judged_so = os.waitid(os.P_PID, self.judge, os.WEXITED | os.WNOWAIT) if over is None else None
-            if judged_so is not None and judged_so.si_status == NO_CANDIDATE:
+            ended = os.waitid(os.P_PID, self.judge, os.WEXITED | os.WNOWAIT) if over is None else None
+            if ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, NOT_SET_UP):
+                raise SandboxBroken("a judge could not be set up")
+            if ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, NO_CANDIDATE):
                 how = _how(self._ending(endings))
         finally:
             used = self._end()
@@ -144,19 +146,25 @@ class Program:
 
     def _start_judge(self, channel: socket.socket, judged: int) -> int:
         def be_judge() -> None:
-            if self.isolation.contained and os.geteuid() == 0:
-                os.setresgid(JUDGE_ID, JUDGE_ID, JUDGE_ID)
-                os.setresuid(JUDGE_ID, JUDGE_ID, JUDGE_ID)
-            if not self.isolation.privileged:
-                kernel.drop_privileges()
-                kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-            self.limits.apply(memory_bytes=JUDGE_MEMORY_BYTES, processes=False)
+            try:
+                self._become_judge()
+            except OSError:
+                os._exit(NOT_SET_UP)
             with open(self.files.check, encoding="utf-8") as check, open(self.files.verdict, "w", encoding="utf-8") as verdict:
                 said = judge.judge(channel, json.load(check))
                 json.dump(said, verdict)
             os._exit(NO_CANDIDATE if said["reason"] == judge.GONE else 0)
 
         return _fork(be_judge, keep=[channel.fileno(), self.files.check, self.files.verdict, judged])
+
+    def _become_judge(self) -> None:
+        if self.isolation.contained and os.geteuid() == 0:
+            os.setresgid(JUDGE_ID, JUDGE_ID, JUDGE_ID)
+            os.setresuid(JUDGE_ID, JUDGE_ID, JUDGE_ID)
+        if not self.isolation.privileged:
+            kernel.drop_privileges()
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        self.limits.apply(memory_bytes=JUDGE_MEMORY_BYTES, processes=False)
 
     def _watch(self, judging: int) -> Over | None:
         """Until the judge has ended, or the limit that is met before."""

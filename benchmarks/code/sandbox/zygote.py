@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def main() -> None:
     if hasattr(os, "sched_getaffinity"):
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     if os.geteuid() == 0:
-        os.setgroups([])
+        with suppress(PermissionError):  # root of a user namespace with one user: it has no groups that count outside
+            os.setgroups([])
     for name in WARM:
         importlib.import_module(name)
     isolation = found(layer)
@@ -66,7 +68,7 @@ def _run(files: Files, limits: Limits, isolation: Isolation, control: int) -> di
     try:
         os.chdir(folder or "/")
         return Program(files, limits, isolation, control).run()
-    except SandboxBroken as error:
+    except (SandboxBroken, OSError) as error:
         return {"broken": str(error)}
     finally:
         for file in files:

@@ -67,7 +67,7 @@ def value_of(node): return node.value
         ("import math\nf = math.floor", "assert f(2.5) == math.floor(2.5) == 2"),
         ("from collections import *\ndef f(): return Counter('aab')", "assert f() == {'a': 2, 'b': 1} and f() == Counter('aab')"),
         ("def f(): return 10 ** 10_000", "assert f() == 10 ** 10_000"),
-        (NODE, "n = make(1, 2, 3)\nassert len(n) == 3 and list(n) == [1, 2, 3] and n[1] == 2 and 1 in n and 2 not in n"
+        (NODE, "n = make(1, 2, 3)\nassert len(n) == 3 and list(n) == [1, 2, 3] and n[1] == 2 and 1 in n and 4 not in n"
             " and str(n) == 'Node(1)'"),
         (NODE, "n = Node(5)\nn.next = Node(6)\nn.value = 7\n"
             "assert n.next.value == 6 and value_of(n) == 7 and same(n) is n and n == n and n != Node(7)"),
