@@ -48,6 +48,7 @@ bench: setup     ## speed beside the peers that are installed: make bench DATA=D
 	$(BIN)/python -m benchmarks.speed.tokenize data=$(DATA) out=benchmarks/results/speed/tokenize.json
 	$(BIN)/python -m benchmarks.speed.prepare data=$(DATA) mbpp=$(MBPP) out=benchmarks/results/speed/prepare.json
 	$(BIN)/python -m benchmarks.speed.loader out=benchmarks/results/speed/loader.json
+	$(BIN)/python -m benchmarks.speed.generate data=$(DATA) out=benchmarks/results/speed/generate.json
 	$(BIN)/python -m benchmarks.speed.execute mbpp=$(MBPP) out=benchmarks/results/speed/execute.json
 
 clean:           ## drop the environment and all runs

@@ -21,19 +21,16 @@ from crystal.config import ModelConfig, Sampling, require
 from crystal.data.tokenizer import Tokenizer, load_tokenizer
 from crystal.engine import LocalEngine
 from crystal.model.decode import Decoder, decoder
-from crystal.model.kvcache import KVCache, Prompt
+from crystal.model.kvcache import Prompt
 from crystal.model.transformer import Transformer
 from crystal.sampling import draw, uniforms
-
-LENGTH_STEP = 512  # tokens: a cache has room for a multiple of it, and its sequences need that much
 
 Done = Callable[[int, list[int]], bool]
 
 
 @torch.no_grad()
 def generate(
-    model: Transformer,
-    config: ModelConfig,
+    steps: Decoder,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -43,17 +40,23 @@ def generate(
 ) -> list[list[int]]:
     """New token ids for each prompt, in order, without the end-of-text token; in float32 the same in whatever batches and company.
 
-    prompts: non-empty lists of ids, equal ones share one pass; one that leaves no room for max_new_tokens in seq_len loses its
-    beginning. seeds: one a prompt. done(i, ids), called after each token, may end prompt i early.
+    steps: `decoder(model, config)`. prompts: non-empty lists of ids, equal ones share one pass; one that leaves no room for
+    max_new_tokens in seq_len loses its beginning. seeds: one a prompt. done(i, ids), called after each token, may end prompt i early.
     """
-    room = config.seq_len - sampling.max_new_tokens
-    require(room > 0, f"max_new_tokens={sampling.max_new_tokens}", f"fewer than the model's {config.seq_len} tokens", "lower it")
+    room = steps.config.seq_len - sampling.max_new_tokens
+    require(room > 0, f"max_new_tokens={sampling.max_new_tokens}", f"fewer than the model's {steps.config.seq_len} tokens", "lower it")
     texts = _Texts([tuple(prompt[-room:]) for prompt in prompts], sampling, seeds, eos_id, done)
-    steps = decoder(model, config)
-    for length, own in _by_length(texts.prompts, sampling.max_new_tokens):
-        cache = steps.cache(min(sampling.batch_size, len(own)), length)
-        _go_on(texts, steps, cache, _passed(model, config, texts.prompts, own))
-    return texts.new
+    cache, waiting = steps.cache(min(sampling.batch_size, len(prompts))), _passed(steps.model, steps.config, texts.prompts)
+    while True:
+        while len(cache) < min(sampling.batch_size, cache.rows) and (passed := next(waiting, None)):
+            i, prompt, logits_1V = passed
+            if not texts.draw([i], logits_1V):
+                cache.add(i, prompt)
+        if not len(cache):
+            return texts.new
+        own = cache.grow()
+        for i in texts.draw(own, steps.step(cache, [texts.new[i][-1] for i in own])):
+            cache.drop(i)
 
 
 class _Texts:
@@ -63,60 +66,26 @@ class _Texts:
         self.prompts, self.sampling, self.seeds, self.eos_id, self.done = prompts, sampling, seeds, eos_id, done
         self.new: list[list[int]] = [[] for _ in prompts]
 
-    def cached(self, i: int) -> int:
-        """How many tokens of text i a cache holds after a step: all but the newest."""
-        return len(self.prompts[i]) + len(self.new[i]) - 1
-
-    def draw(self, own: Sequence[int], logits_BV: Tensor) -> list[bool]:
-        """Draw the next token of each of these texts; which of them go on."""
-        going, us = [], uniforms([self.seeds[i] for i in own], [len(self.new[i]) for i in own])
+    def draw(self, own: Sequence[int], logits_BV: Tensor) -> list[int]:
+        """Draw the next token of each of these texts; which of them have come to their end."""
+        ended, us = [], uniforms([self.seeds[i] for i in own], [len(self.new[i]) for i in own])
         for i, u, logits_V in zip(own, us, logits_BV.float().cpu().numpy(), strict=True):
-            token = draw(logits_V, u, temperature=self.sampling.temperature, top_p=self.sampling.top_p)
+            token, new = draw(logits_V, u, temperature=self.sampling.temperature, top_p=self.sampling.top_p), self.new[i]
             if token != self.eos_id:
-                self.new[i].append(token)
-            going.append(token != self.eos_id and not self.done(i, self.new[i]) and len(self.new[i]) < self.sampling.max_new_tokens)
-        return going
+                new.append(token)
+            if token == self.eos_id or self.done(i, new) or len(new) == self.sampling.max_new_tokens:
+                ended.append(i)
+        return ended
 
 
-def _go_on(texts: _Texts, steps: Decoder, cache: KVCache, waiting: Iterator[tuple[int, Prompt, Tensor]]) -> None:
-    """Draw all texts that are `waiting` to their ends; row r of the cache is text rows[r]'s."""
-    rows: list[int] = []
-    while True:
-        while len(rows) < min(texts.sampling.batch_size, cache.n_rows) and (next_one := next(waiting, None)):
-            i, prompt, logits_1V = next_one
-            if texts.draw([i], logits_1V)[0]:
-                cache.fill(len(rows), prompt)
-                rows.append(i)
-        if not rows:
-            return
-        going = texts.draw(rows, steps.step(cache, [texts.new[i][-1] for i in rows], [texts.cached(i) for i in rows]))
-        for row in reversed(range(len(rows))):
-            if not going[row]:
-                last = rows.pop()
-                if row < len(rows):  # the last row moves into the gap
-                    cache.move(len(rows), row, texts.cached(last))
-                    rows[row] = last
-
-
-def _by_length(prompts: list[tuple[int, ...]], max_new_tokens: int) -> Iterator[tuple[int, list[int]]]:
-    """Lengths of caches with the texts that need them: shorter ones first, equal prompts together."""
-
-    def length(i: int) -> int:
-        return -(-(len(prompts[i]) + max_new_tokens) // LENGTH_STEP) * LENGTH_STEP
-
+def _passed(model: Transformer, config: ModelConfig, prompts: list[tuple[int, ...]]) -> Iterator[tuple[int, Prompt, Tensor]]:
+    """Text by text, shorter prompts first: its prompt's keys and values, and the logits (1, V) of the first new token."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-    return ((needed, list(own)) for needed, own in groupby(order, key=length))
-
-
-def _passed(
-    model: Transformer, config: ModelConfig, prompts: list[tuple[int, ...]], own: list[int]
-) -> Iterator[tuple[int, Prompt, Tensor]]:
-    """Text by text: its prompt's keys and values, and the logits (1, V) of the first new token."""
-    for ids, same in groupby(own, key=lambda i: prompts[i]):
+    for ids, own in groupby(order, key=lambda i: prompts[i]):
         prompt = Prompt(config, len(ids))
         x_1TD = model.hidden(torch.tensor([ids], device=model.embed.weight.device), prompt)
         logits_1V = model.logits(x_1TD[:, -1])
-        for i in same:
+        for i in own:
             yield i, prompt, logits_1V
 
 
@@ -174,8 +143,12 @@ class Completer:
         def done(i: int, new_ids: list[int]) -> bool:
             return watches[i].met(new_ids)
 
-        new = generate(self.model, self.config, ids, sampling, seeds=seeds, eos_id=self.tokenizer.eos_id, done=done)
+        new = generate(self._steps, ids, sampling, seeds=seeds, eos_id=self.tokenizer.eos_id, done=done)
         return [self._text(row) for row in new]
+
+    @cached_property
+    def _steps(self) -> Decoder:
+        return decoder(self.model, self.config)
 
     def _text(self, ids: Sequence[int]) -> str:
         """The text of ids that go on from other text: LLaMA's decoder strips a space at the very beginning, here a line end."""

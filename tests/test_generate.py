@@ -37,7 +37,7 @@ def prompts() -> list[list[int]]:
 
 def drawn(model, prompts, *, seeds=None, eos_id=NONE, done=lambda i, ids: False, **changes) -> list[list[int]]:
     sampling = Sampling(**(dict(max_new_tokens=12, temperature=0.0, top_p=1.0, batch_size=3) | changes))
-    return generate(model, CONFIG, prompts, sampling, seeds=seeds or range(len(prompts)), eos_id=eos_id, done=done)
+    return generate(decode.decoder(model, CONFIG), prompts, sampling, seeds=seeds or range(len(prompts)), eos_id=eos_id, done=done)
 
 
 @torch.no_grad()
@@ -112,26 +112,25 @@ def test_one_pass_for_equal_prompts(model, prompts, monkeypatch):
 
 @pytest.fixture(scope="module")
 def undecided():
-    """A model whose tokens come in pairs that differ by about what float32 rounds off, so that any other rounding takes the other one."""
+    """Of a model whose tokens come in pairs that differ by about what float32 rounds off: other rounding takes the other one."""
     config = small_config(vocab_size=80, d_model=64, d_ffn=171, seq_len=96)
     model = random_model(config)
     with torch.no_grad():
         table = model.embed.weight
         table[40:] = table[:40] * (1 + 2e-7 * torch.randn(40, 64, generator=torch.Generator().manual_seed(3)))
-    return model, config
+    return decode.decoder(model, config)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_near_ties_do_not_depend_on_batch_size_order_or_company(undecided, temperature, monkeypatch):
-    monkeypatch.setattr(module, "LENGTH_STEP", 48)  # caches of two lengths
-    model, config = undecided
+    monkeypatch.setattr(decode, "CPU_STEP", 16)  # texts go from block to block
     generator = torch.Generator().manual_seed(6)
     prompts = [torch.randint(40, (1 + i % 29,), generator=generator).tolist() for i in range(64)]
 
     def new(which, batch_size):
         sampling = Sampling(max_new_tokens=32, temperature=temperature, top_p=0.95, batch_size=batch_size)
         asked = [prompts[i] for i in which]
-        return generate(model, config, asked, sampling, seeds=which, eos_id=3, done=lambda i, ids: ids[-1] % 40 == which[i] % 40)
+        return generate(undecided, asked, sampling, seeds=which, eos_id=3, done=lambda i, ids: ids[-1] % 40 == which[i] % 40)
 
     alone = new(range(64), 1)
     assert {len(ids) for ids in alone} >= {0, 1, 32}, "sequences of all lengths"
@@ -141,15 +140,15 @@ def test_near_ties_do_not_depend_on_batch_size_order_or_company(undecided, tempe
     assert new(range(3, 40, 4), 5) == alone[3:40:4]
 
 
-def test_where_rows_are_not_alike_each_is_computed_alone(undecided, monkeypatch):
-    model, config = undecided
-    monkeypatch.setattr(decode.TiledDecoder, "rows_are_alike", lambda self: self.tile == 1)
-    steps = decode.decoder(model, config)
-    assert steps.tile == 1
+@pytest.mark.parametrize("sizes", decode.SIZES[1:])
+def test_where_products_do_not_agree_others_do(undecided, sizes, monkeypatch):
+    monkeypatch.setattr(decode.TiledLinear, "agrees", lambda self, asked: asked == sizes)
+    steps = decode.decoder(undecided.model, undecided.config)
+    assert steps.sizes == sizes
     sampling = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, batch_size=3)
     prompts = [[5, 6], [7], [1, 2, 3], [9]]
-    new = generate(model, config, prompts, sampling, seeds=range(4), eos_id=NONE)
-    assert new == [generate(model, config, [prompt], sampling, seeds=[0], eos_id=NONE)[0] for prompt in prompts]
+    new = generate(steps, prompts, sampling, seeds=range(4), eos_id=NONE)
+    assert new == [generate(steps, [prompt], sampling, seeds=[0], eos_id=NONE)[0] for prompt in prompts]
 
 
 LLAMA_STYLE = {
@@ -191,7 +190,7 @@ def scripted(monkeypatch, completer):
         line_end = completer.tokenizer.encode("\n").tolist()
         answer = completer.tokenizer.encode("\n" + text).tolist()[len(line_end) :]
 
-        def fake(model, config, prompts, sampling, *, done, seeds, eos_id):
+        def fake(steps, prompts, sampling, *, done, seeds, eos_id):
             asked.extend(map(list, prompts))
             results = []
             for i in range(len(prompts)):
@@ -200,6 +199,7 @@ def scripted(monkeypatch, completer):
             return results
 
         monkeypatch.setattr(module, "generate", fake)
+        monkeypatch.setattr(module, "decoder", lambda model, config: None)
         return asked
 
     return script

@@ -1,23 +1,25 @@
 """Generation beside transformers: the same weights complete the same prompts of HumanEval greedily, one at a time and 16 at once.
 
-    python -m benchmarks.speed.generate data=DIR out=FILE.json [rounds=5] [tokens=64] [threads=N] [scratch=DIR]
+    python -m benchmarks.speed.generate data=DIR out=FILE.json [rounds=5] [tokens=128] [threads=N] [scratch=DIR]
 
 DIR holds tokenizer/tokenizer.json. The models have the shapes of tiny and 40m and random weights. transformers runs both formats that
 task=export writes: `crystalcoder`, the very same arithmetic in a file of ours, and `hf`, a stock StableLM that is a head wider. The
-surprise: random models end no text, so for one of the two measurements every ENDING-th id counts as the end of a text. Where texts end at
-different places a batch of transformers waits for its longest; ours takes the next prompt instead.
+surprise: random models end no text, so in one of the two measurements it is said beforehand where each one ends. There a batch of
+transformers waits for its longest text; ours takes the next prompt instead.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import random
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,16 +35,17 @@ from crystal.data.optional import need
 from crystal.data.tokenizer import load_tokenizer
 from crystal.generate import Completer, generate
 from crystal.machine import usable_cores
+from crystal.model.decode import decoder
 from crystal.release.hf import export_crystalcoder, export_stock
 from crystal.release.layout import crystal_shapes
 
 SHAPES = {"tiny": (256, 4), "40m": (512, 6)}  # d_model, layers
-VOCAB, SEQ_LEN, ENDING = 32032, 1024, 61
-PROMPTS = {1: 8, 16: 48}  # by batch size
+VOCAB, SEQ_LEN = 32032, 1024
+PROMPTS = {1: 4, 16: 48}  # by batch size
 OURS = "crystal"
 EXPORTS = {"crystalcoder": export_crystalcoder, "hf": export_stock}
 Texts = list[list[int]]
-Complete = Callable[[Texts, int, int, bool], Texts]  # prompts, batch size, new tokens, whether texts end -> new ids
+Complete = Callable[[Texts, int, list[int]], Texts]  # prompts, batch size, how many new tokens each text has -> new ids
 
 
 def write_random(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
@@ -80,47 +83,49 @@ def peers(folder: Path, config: ModelConfig, tokenizer: Path) -> dict[str, Compl
 
 
 def _ours(completer: Completer) -> Complete:
-    def complete(prompts: Texts, batch_size: int, n: int, ending: bool) -> Texts:
-        return generate(
-            completer.model, completer.config, prompts, Sampling(n, 0.0, 1.0, batch_size), seeds=[0] * len(prompts), eos_id=-1,
-            done=lambda i, ids: ending and ids[-1] % ENDING == 0,
-        )  # fmt: skip
+    steps = decoder(completer.model, completer.config)
+
+    def complete(prompts: Texts, batch_size: int, lengths: list[int]) -> Texts:
+        sampling = Sampling(max(lengths), 0.0, 1.0, batch_size)
+        return generate(steps, prompts, sampling, seeds=[0] * len(prompts), eos_id=-1, done=lambda i, ids: len(ids) == lengths[i])
 
     return complete
 
 
 def _theirs(model: Any) -> Complete:
-    ends, pad = [*range(0, VOCAB, ENDING)], 3
+    pad = 3
 
     @torch.no_grad()
-    def complete(prompts: Texts, batch_size: int, n: int, ending: bool) -> Texts:
+    def complete(prompts: Texts, batch_size: int, lengths: list[int]) -> Texts:
         new: Texts = []
         for first in range(0, len(prompts), batch_size):
-            batch = prompts[first : first + batch_size]
+            batch, ends = prompts[first : first + batch_size], torch.tensor(lengths[first : first + batch_size])
             longest = max(map(len, batch))
-            ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in batch])
-            seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
-            eos = ends if ending else VOCAB + 1  # one that never comes; None would take the export's own
-            out = model.generate(ids, attention_mask=seen, max_new_tokens=n, do_sample=False, pad_token_id=pad, eos_token_id=eos)
-            new += [_ended(row, ending) for row in out[:, longest:].tolist()]
+            out = model.generate(
+                torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in batch]),
+                attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch]),
+                max_new_tokens=int(ends.max()), do_sample=False, pad_token_id=pad, eos_token_id=VOCAB + 1,  # one that never comes
+                stopping_criteria=[partial(_ended, ends + longest)],
+            )  # fmt: skip
+            new += [row[longest : longest + n] for row, n in zip(out.tolist(), ends.tolist(), strict=True)]
         return new
 
     return complete
 
 
-def _ended(row: list[int], ending: bool) -> list[int]:
-    """Up to the first end, which stays; padding follows it."""
-    return row[: next((k + 1 for k, token in enumerate(row) if ending and token % ENDING == 0), len(row))]
+def _ended(ends: torch.Tensor, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    return ends <= ids.shape[1]
 
 
-def compared(found: dict[str, Complete], prompts: Texts, batch_size: int, n: int, ending: bool, rounds: int) -> dict[str, Any]:
+def compared(found: dict[str, Complete], prompts: Texts, batch_size: int, lengths: list[int], rounds: int) -> dict[str, Any]:
     """Interleaved: every peer once a round, each round beginning with another one; the first round warms up."""
-    names, seconds = list(found), {name: [] for name in found}
+    names = list(found)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     texts: dict[str, Texts] = {}
     for k in range(rounds + 1):
         for name in names[k % len(names) :] + names[: k % len(names)]:
             start_s = time.perf_counter()
-            texts[name] = found[name](prompts, batch_size, n, ending)
+            texts[name] = found[name](prompts, batch_size, lengths)
             if k:
                 seconds[name].append(time.perf_counter() - start_s)
     tokens = sum(map(len, texts[OURS]))
@@ -128,7 +133,7 @@ def compared(found: dict[str, Complete], prompts: Texts, batch_size: int, n: int
     print(
         f"batch {batch_size}: {tokens} tokens, { ({name: round(median(s), 2) for name, s in seconds.items()}) }, {equal}", file=sys.stderr
     )
-    return {"batch": batch_size, "ending": ending, "texts": len(prompts), "tokens": tokens, "seconds": seconds, "equal": equal}
+    return {"batch": batch_size, "ending": min(lengths) < max(lengths), "tokens": tokens, "seconds": seconds, "equal": equal}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -136,23 +141,22 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         f"Float32 on {result['threads']} threads, random weights, greedy, at most {result['new_tokens']} new tokens a text, the prompts' "
         f"passes included; {result['rounds']} interleaved rounds, medians (lowest to highest). `crystal is`: the median over rounds of "
-        f"the peer's seconds over crystal's. `texts end`: at every {ENDING}th id.\n",
+        f"the peer's seconds over crystal's. `texts end`: after 1 to {result['new_tokens']} tokens, or all after the last.\n",
         "| model | batch | texts end | | seconds | new tokens/s | crystal is | equal texts |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
         for name, own in case["seconds"].items():
             ratio = median(peer / ours for peer, ours in zip(own, case["seconds"][OURS], strict=True))
-            lines.append(
-                f"| {case['model']} | {case['batch']} | {'yes' if case['ending'] else 'no'} | {name} | {median(own):.2f} ({min(own):.2f} to "
-                f"{max(own):.2f}) | {case['tokens'] / median(own):.0f} | {f'{ratio:.2f}x as fast' if name != OURS else ''} | "
-                f"{case['equal'][name]} of {case['texts']} |"
-            )
+            cells = [case["model"], case["batch"], "anywhere" if case["ending"] else "together", name]
+            cells += [f"{median(own):.2f} ({min(own):.2f} to {max(own):.2f})", f"{case['tokens'] / median(own):.0f}"]
+            cells += ["" if name == OURS else f"{ratio:.2f}x as fast", f"{case['equal'][name]} of {PROMPTS[case['batch']]}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str]) -> None:
-    given = options(arguments, {"data": None, "out": None, "rounds": 5, "tokens": 64, "threads": usable_cores(), "scratch": ""})
+    given = options(arguments, {"data": None, "out": None, "rounds": 5, "tokens": 128, "threads": usable_cores(), "scratch": ""})
     shown = [one for one in arguments if not one.startswith(("scratch=", "data="))]
     result = provenance(shlex.join(["python", "-m", "benchmarks.speed.generate", *shown]), ["torch", "transformers"])
     torch.set_num_threads(given["threads"])
@@ -166,9 +170,10 @@ def main(arguments: list[str]) -> None:
             found = peers(Path(scratch) / model, config, tokenizer)
             for batch_size, n_prompts in PROMPTS.items():
                 prompts = humaneval_ids(tokenizer, n_prompts)
-                for ending in (False, True):
-                    case = compared(found, prompts, batch_size, given["tokens"], ending, given["rounds"])
-                    cases.append({"model": model} | case)
+                together = [given["tokens"]] * n_prompts
+                anywhere = [1 + k * given["tokens"] // n_prompts for k in random.Random(0).sample(range(n_prompts), n_prompts)]
+                for lengths in (together, anywhere):
+                    cases.append({"model": model} | compared(found, prompts, batch_size, lengths, given["rounds"]))
     result |= {"rounds": given["rounds"], "new_tokens": given["tokens"], "threads": given["threads"], "cases": cases}
     write_result(Path(given["out"]), "Generation", result, page(result))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crystal.config import ModelConfig
-from crystal.model.kvcache import KVCache
+from crystal.model.kvcache import Block
 from crystal.model.transformer import Transformer
 from tests.shared import PARITY, needs_golden
 from tests.small import random_model, small_config
@@ -90,10 +90,11 @@ def test_published_logits_loss_and_every_gradient(golden, published):
 def test_published_cached_logits(golden, published):
     config, model = published
     expected, ids = torch.from_numpy(golden["cached_logits"]), torch.from_numpy(golden["input_ids"]).long()
-    cache = KVCache(config, rows=1, length=len(expected), device=torch.device("cpu"))
+    block = Block(config, rows=1, length=len(expected), device=torch.device("cpu"))
+    block.put(0, 0, block.keys_and_values(0))
     for t, logits_V in enumerate(expected):
-        cache.begin([t])
-        x_BTD = model.hidden(ids[:1, t : t + 1], cache)
+        block.look(torch.tensor([t]))
+        x_BTD = model.hidden(ids[:1, t : t + 1], block)
         assert (model.logits(x_BTD)[0, 0] - logits_V).abs().max() < TOLERANCE
 
 

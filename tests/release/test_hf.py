@@ -23,6 +23,7 @@ from crystal.checkpoint import read_state
 from crystal.config import ModelConfig, Sampling
 from crystal.data.tokenizer import load_tokenizer, train_tokenizer
 from crystal.generate import Completer, generate
+from crystal.model.decode import decoder
 from crystal.release.hf import export_crystalcoder, import_checkpoint
 from tests.conftest import VOCAB_SIZE
 from tests.release.conftest import Saved
@@ -86,7 +87,7 @@ def test_the_golden_logits_of_the_published_code(published: Path, tmp_path: Path
     logits = completer.model(torch.from_numpy(golden["input_ids"]).long())
     assert (logits - torch.from_numpy(golden["logits"])).abs().max() < (0.02 if form == "half" else 1e-5)
     row = golden["input_ids"][0][:9].tolist()
-    (new,) = generate(completer.model, completer.config, [row], Sampling(12, 0.0, 1.0, 1), seeds=[1], eos_id=-1)
+    (new,) = generate(decoder(completer.model, completer.config), [row], Sampling(12, 0.0, 1.0, 1), seeds=[1], eos_id=-1)
     for t in range(len(new)):
         assert completer.model(torch.tensor([row + new[:t]]))[0, -1].argmax() == new[t]
 
@@ -136,7 +137,7 @@ def test_cache_padding_and_generation(saved: Saved, tmp_path: Path, kind: str) -
     theirs.generation_config.eos_token_id = None
     greedy = dict(max_new_tokens=15, do_sample=False)
     cached, uncached = (theirs.generate(ids, use_cache=use, **greedy)[:, 20:].tolist() for use in (True, False))
-    assert cached == uncached == generate(model, config, ids.tolist(), Sampling(15, 0.0, 1.0, 3), seeds=[1] * 3, eos_id=-1)
+    assert cached == uncached == generate(decoder(model, config), ids.tolist(), Sampling(15, 0.0, 1.0, 3), seeds=[1] * 3, eos_id=-1)
     pads = [0, 3, 11]  # on the left, one row each
     padded = torch.stack([torch.cat((torch.full((n,), 7), row[: 20 - n])) for n, row in zip(pads, ids, strict=True)])
     mask = torch.stack([(torch.arange(20) >= n).long() for n in pads])
