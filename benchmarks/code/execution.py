@@ -154,17 +154,10 @@ class Pool:
     """
 
     def __init__(self, limits: Limits, *, workers: int | None = None, sandbox: str = "auto") -> None:
-        first = _first_worker(limits, sandbox)
+        self._workers = _workers(limits, sandbox, workers or usable_cores())
+        first = self._workers[0]
         self.limits, self.layer = limits, first.layer
         self.sandbox = {"layer": first.layer, "has": first.facts["has"], "missing": first.facts["missing"]}
-        self._workers = [first]
-        try:
-            while len(self._workers) < (workers or usable_cores()):
-                self._workers.append(Worker(first.layer, limits))
-                self._workers[-1].refuse_unlike(first.facts)
-        except (LookupError, Broken) as error:
-            self.close()
-            raise Broken(f"the sandbox ({first.layer}) started once and not again: {error}") from error
 
     def __enter__(self) -> Pool:
         return self
@@ -219,20 +212,38 @@ def judged(worker: Worker, job: Job) -> Verdict:
     return Verdict(False, "contained", "it ended the worker that ran it")
 
 
-def _first_worker(limits: Limits, sandbox: str) -> Worker:
-    """A worker of the first layer asked for that works."""
+def _workers(limits: Limits, sandbox: str, n: int) -> list[Worker]:
+    """n workers of the first layer asked for that works."""
     known = ("auto", *layers.ISOLATING, "unsafe")
     require(sandbox in known, f"sandbox={sandbox}", " or ".join(known), "mend sandbox")
     refused = []
     for layer in layers.ISOLATING if sandbox == "auto" else (sandbox,):
         try:
-            return tried(layer, limits)
+            return _alike(layer, limits, n)
         except LookupError as reason:
             refused.append(f"{layer}: {reason}")
     raise UserError(
         f"sandbox={sandbox}, and nothing of it isolates programs here ({'; '.join(refused)}); expected a layer that does; "
         "install bubblewrap, or give sandbox=unsafe to run them with resource limits only"
     )
+
+
+def _alike(layer: str, limits: Limits, n: int) -> list[Worker]:
+    """n workers of this layer, started at once, the first one tried. Raises LookupError where that fails, Broken where another does."""
+    with ThreadPoolExecutor(n) as threads:
+        starting = [threads.submit(start, layer, limits) for start in (tried, *[Worker] * (n - 1))]
+    workers = [one.result() for one in starting if one.exception() is None]
+    try:
+        first = starting[0].result()
+        for one in starting[1:]:
+            if reason := one.exception():
+                raise Broken(f"the sandbox ({layer}) started once and not again: {reason}") from reason
+            one.result().refuse_unlike(first.facts)
+    except (LookupError, Broken):
+        for worker in workers:
+            worker.close()
+        raise
+    return workers
 
 
 def tried(layer: str, limits: Limits) -> Worker:

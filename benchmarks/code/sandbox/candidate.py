@@ -71,20 +71,24 @@ def serve(channel: socket.socket | int, program: str) -> None:
         return {name: vars(module)[name] for name in wanted if name in vars(module)}
 
     end = End(channel, OPERATIONS | {"names": names}, Foreign)
-    _make_room(module)
+    sys.modules["program"] = sys.modules["__main__"] = module
+    _deepen()
     random.seed(0)
     end.answer(lambda: execute(program, "<program>", vars(module)))
     end.serve()
 
 
-def _make_room(module: types.ModuleType) -> None:
-    """Let the program find the standard library and itself, and as much stack as a script has."""
+def make_room() -> None:
+    """Let programs find the standard library only. Done once, before the fork: there it would copy every page that it touches."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
         del sys.modules[name]
-    sys.modules["program"] = sys.modules["__main__"] = module
     sys.path[:] = [path for path in sys.path if path not in ("", PROJECT)]
     sys.argv[:] = [""]
     os.environ.clear()
+
+
+def _deepen() -> None:
+    """Give the program as much stack as a script has."""
     frame, depth = sys._getframe(1), FRAMES
     while frame is not None:
         frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]

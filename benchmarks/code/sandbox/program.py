@@ -1,7 +1,7 @@
 """One program's life: a candidate that executes it, a judge that checks it, and who watches both until neither is left.
 
-With namespaces of its own a candidate is a child of their first process, whose death ends all that is in them. Without, it is a child of
-the worker, and the filter keeps it from having children.
+With namespaces of its own a candidate is their first process, whose death ends all that is in them; a signal that it sends itself does
+nothing there unless it handles it. Without, the filter keeps it from having children.
 
 The worker, of which a candidate is a copy, never reads a program, a check or a verdict: it hands on files. So a candidate that searches its
 own memory finds no trace of its check, nor of any before it.
@@ -77,10 +77,9 @@ class Program:
         """
         theirs, judges = socket.socketpair()
         judging, judged = os.pipe()
-        endings, ending = os.pipe()
-        self.candidate = self._start_candidate(theirs, ending)
+        self.candidate, setting_up = self._start_candidate(theirs)
         self.judge = self._start_judge(judges, judged)
-        for end in (theirs.detach(), judges.detach(), judged, ending):
+        for end in (theirs.detach(), judges.detach(), judged):
             os.close(end)
         try:
             over, how = self._watch(judging), ""
@@ -88,61 +87,50 @@ class Program:
             if ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, NOT_SET_UP):
                 raise SandboxBroken("a judge could not be set up")
             if ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, NO_CANDIDATE):
-                how = _how(self._ending(endings))
+                if problem := setting_up.recv(500):
+                    raise SandboxBroken(problem.decode("utf-8", "replace"))
+                how = _how(self._ending())
         finally:
             used = self._end()
             os.close(judging)
-            os.close(endings)
+            setting_up.close()
         if used >= self.limits.timeout_s:
             over = Over("timeout", f"more than {self.limits.timeout_s:g} s of CPU time")
         return {"cpu_s": round(used, 4), "over": over, "how": how}
 
-    def _start_candidate(self, channel: socket.socket, ending: int) -> int:
-        if not self.isolation.own_namespaces:
-            return _fork(lambda: self._be_candidate(channel), keep=[channel.fileno(), self.files.program])
-        go_on, go = os.pipe()
+    def _start_candidate(self, channel: socket.socket) -> tuple[int, socket.socket]:
+        """Its pid, and what says why it could not be set up: a line that it closes before it executes anything."""
+        line, end = socket.socketpair()
+        with end:
+            fork = namespaces.clone_for_program if self.isolation.own_namespaces else os.fork
+            pid = _fork(lambda: self._be_candidate(channel, end), keep=[channel.fileno(), self.files.program, end.fileno()], fork=fork)
+            if self.isolation.own_namespaces:
+                namespaces.map_program(pid)
+            line.send(b".")
+        return pid, line
 
-        def first_process() -> None:
-            os.read(go_on, 1)
-            os.close(go_on)
-            self._be_first(channel, ending)
+    def _be_candidate(self, channel: socket.socket, end: socket.socket) -> None:
+        with end:
+            end.recv(1)
+            try:
+                self._contain()
+            except Exception as error:
+                end.send(f"a program could not be contained: {error}".encode())
+                return
+        candidate.serve(channel, _content(self.files.program))
 
-        keep = [channel.fileno(), self.files.program, ending, go_on]
-        pid = _fork(first_process, keep=keep, fork=namespaces.clone_for_program)
-        os.close(go_on)
-        namespaces.map_program(pid)
-        os.write(go, b".")
-        os.close(go)
-        return pid
-
-    def _be_first(self, channel: socket.socket, ending: int) -> None:
-        """The first process of a program's namespaces: it buries whoever dies there, and ends when the candidate does."""
-        try:
-            namespaces.settle(self.limits.file_bytes)
-            if self.isolation.filtered:
-                seccomp.install(strict=False)
-            pid = _fork(lambda: self._be_candidate(channel), keep=[channel.fileno(), self.files.program])
-        except OSError as error:
-            os.write(ending, f"a program's namespaces: {error}".encode())
-            return
-        channel.close()
-        os.close(self.files.program)
-        while (dead := os.wait())[0] != pid:
-            pass
-        os.write(ending, str(dead[1]).encode())
-
-    def _be_candidate(self, channel: socket.socket) -> None:
+    def _contain(self) -> None:
+        """Take from this process all that the isolation takes."""
         os.setsid()
-        if not self.isolation.own_namespaces and not self.isolation.privileged:
+        if self.isolation.own_namespaces:
+            namespaces.settle(self.limits.file_bytes)
+        elif not self.isolation.privileged:
             kernel.drop_privileges()
             if self.isolation.landlocked:
                 restrict_files()
         self.limits.apply(memory_bytes=self.limits.memory_bytes, processes=self.isolation.own_namespaces)
-        if self.isolation.filtered and not self.isolation.own_namespaces:
-            seccomp.install(strict=True)
-        with open(self.files.program, encoding="utf-8") as file:
-            program = file.read()
-        candidate.serve(channel, program)
+        if self.isolation.filtered:
+            seccomp.install(strict=not self.isolation.own_namespaces)
 
     def _start_judge(self, channel: socket.socket, judged: int) -> int:
         def be_judge() -> None:
@@ -150,9 +138,8 @@ class Program:
                 self._become_judge()
             except OSError:
                 os._exit(NOT_SET_UP)
-            with open(self.files.check, encoding="utf-8") as check, open(self.files.verdict, "w", encoding="utf-8") as verdict:
-                said = judge.judge(channel, json.load(check))
-                json.dump(said, verdict)
+            said = judge.judge(channel, json.loads(_content(self.files.check)))
+            os.write(self.files.verdict, json.dumps(said).encode())
             os._exit(NO_CANDIDATE if said["reason"] == judge.GONE else 0)
 
         return _fork(be_judge, keep=[channel.fileno(), self.files.check, self.files.verdict, judged])
@@ -205,19 +192,14 @@ class Program:
                 yield pid
                 waiting += children(pid)
 
-    def _ending(self, endings: int) -> int:
-        """The wait status of the candidate, whose channel has closed. Raises SandboxBroken."""
-        if not self.isolation.own_namespaces:
-            deadline = time.monotonic() + ENDING_S
-            while time.monotonic() < deadline:
-                if os.waitid(os.P_PID, self.candidate, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                    return _status_of(os.waitid(os.P_PID, self.candidate, os.WEXITED | os.WNOWAIT))
-                time.sleep(0.001)
-            return 0
-        said = os.read(endings, 500) if select.select([endings], [], [], ENDING_S)[0] else b"0"
-        if said and not said.isdigit():
-            raise SandboxBroken(said.decode("utf-8", "replace"))
-        return int(said or signal.SIGKILL)  # nothing said: the first process is gone, and all others with it
+    def _ending(self) -> Any:
+        """How the candidate, whose channel has closed, has ended, as waitid tells it; None where it has not."""
+        deadline = time.monotonic() + ENDING_S
+        while time.monotonic() < deadline:
+            if ended := os.waitid(os.P_PID, self.candidate, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                return ended
+            time.sleep(0.001)
+        return None
 
     def _end(self) -> float:
         """Kill what is left, wait until it is gone; CPU seconds of all."""
@@ -240,6 +222,11 @@ class Program:
             for pid in children(os.getpid()) if self.isolation.privileged else ():  # orphans come to the worker
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _content(file: int) -> str:
+    """The text of a file that the fork was given."""
+    return os.read(file, os.fstat(file).st_size).decode()
 
 
 def restrict_files() -> None:
@@ -304,16 +291,12 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def _status_of(ended: Any) -> int:
-    """A wait status from what waitid gives."""
-    return ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status
-
-
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"ended with status {code}"
+def _how(ended: Any) -> str:
+    if ended is None:
+        return "closed its channel"
+    if ended.si_code == os.CLD_EXITED:
+        return f"ended with status {ended.si_status}"
     try:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {signal.Signals(ended.si_status).name}"
     except ValueError:
-        return f"killed by signal {-code}"
+        return f"killed by signal {ended.si_status}"

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.code.sandbox import kernel, namespaces, seccomp
+from benchmarks.code.sandbox import candidate, kernel, namespaces, seccomp
 from benchmarks.code.sandbox.limits import Limits
 from benchmarks.code.sandbox.program import HAS_PROC, Files, Isolation, Program, SandboxBroken, restrict_files
 
@@ -45,6 +45,7 @@ def main() -> None:
     for name in WARM:
         importlib.import_module(name)
     isolation = found(layer)
+    candidate.make_room()
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
     with socket.socket(fileno=number) as control:

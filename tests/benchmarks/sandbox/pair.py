@@ -23,6 +23,7 @@ def play(program: str, check: str, *, given: str = "", names: tuple[str, ...] = 
             nowhere = os.open(os.devnull, os.O_RDWR)
             for standard in range(3):
                 os.dup2(nowhere, standard)
+            candidate.make_room()
             serve(theirs, program)
         finally:
             os._exit(70)
