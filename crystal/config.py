@@ -235,6 +235,7 @@ class EvalConfig:
 
     protocol: ProtocolConfig
     benchmarks: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
     max_new_tokens: int = 128
     temperature: float = 0.2
     top_p: float = 0.95
@@ -252,7 +253,9 @@ class EvalConfig:
         require(self.temperature >= 0, f"eval.temperature={self.temperature}", "0 (greedy) or more", "CrystalCoder used 0.2")
         require(self.device in ("auto", "cpu", "cuda"), f"eval.device={self.device}", "auto, cpu or cuda", "mend eval.device")
         require(0 < self.top_p <= 1, f"eval.top_p={self.top_p}", "a share above 0 and at most 1", "1 keeps every token")
-        require_positive("eval", {"workers": 1 if self.workers is None else self.workers})
+        require_positive("eval", {key: value for key in ("workers", "limit") if (value := getattr(self, key)) is not None})
+        got = f"eval.n_samples={self.n_samples} with eval.temperature=0"
+        require(self.n_samples == 1 or self.temperature > 0, got, "one greedy sample", "raise eval.temperature, or leave n_samples out")
         got, expected = f"eval.ks={self.ks} of eval.n_samples={self.n_samples}", "pass@k for k from 1 to the samples that there are"
         require(all(1 <= k <= self.n_samples for k in self.ks or [1]), got, expected, "mend eval.ks, or raise eval.n_samples")
 

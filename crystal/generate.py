@@ -23,6 +23,7 @@ from crystal.engine import LocalEngine
 from crystal.model.decode import Decoder, decoder
 from crystal.model.kvcache import Prompt
 from crystal.model.transformer import Transformer
+from crystal.runlog import Count
 from crystal.sampling import draw, uniforms
 
 Done = Callable[[int, list[int]], bool]
@@ -37,11 +38,13 @@ def generate(
     seeds: Sequence[int],
     eos_id: int,
     done: Done = lambda i, ids: False,
+    ended: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """New token ids for each prompt, in order, without the end-of-text token; in float32 the same in whatever batches and company.
 
     steps: `decoder(model, config)`. prompts: non-empty lists of ids, equal ones share one pass; one that leaves no room for
-    max_new_tokens in seq_len loses its beginning. seeds: one a prompt. done(i, ids), called after each token, may end prompt i early.
+    max_new_tokens in seq_len loses its beginning. seeds: one a prompt. done(i, ids), called after each token, may end prompt i early;
+    ended() is called once for each text.
     """
     room = steps.config.seq_len - sampling.max_new_tokens
     require(room > 0, f"max_new_tokens={sampling.max_new_tokens}", f"fewer than the model's {steps.config.seq_len} tokens", "lower it")
@@ -50,13 +53,16 @@ def generate(
     while True:
         while len(cache) < min(sampling.batch_size, cache.rows) and (passed := next(waiting, None)):
             i, prompt, logits_1V = passed
-            if not texts.draw([i], logits_1V):
+            if texts.draw([i], logits_1V):
+                ended()
+            else:
                 cache.add(i, prompt)
         if not len(cache):
             return texts.new
         own = cache.grow()
         for i in texts.draw(own, steps.step(cache, [texts.new[i][-1] for i in own])):
             cache.drop(i)
+            ended()
 
 
 class _Texts:
@@ -143,7 +149,8 @@ class Completer:
         def done(i: int, new_ids: list[int]) -> bool:
             return watches[i].met(new_ids)
 
-        new = generate(self._steps, ids, sampling, seeds=seeds, eos_id=self.tokenizer.eos_id, done=done)
+        with Count("completions", len(ids)) as count:
+            new = generate(self._steps, ids, sampling, seeds=seeds, eos_id=self.tokenizer.eos_id, done=done, ended=count.add)
         return [self._text(row) for row in new]
 
     @cached_property

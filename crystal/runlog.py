@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from crystal.config import UserError
 
@@ -147,15 +147,14 @@ def _wandb(run_dir: Path) -> Sink:
     return lambda record: run.log(_scalars(record))
 
 
-class Progress:
-    """The live line on stderr: rewritten in place on a terminal, one line every ten seconds elsewhere."""
+class Line:
+    """A live line on stderr: rewritten in place on a terminal, one line every ten seconds elsewhere."""
 
-    def __init__(self, *, stage: str, n_steps: int, step: int, tokens_per_step: int) -> None:
-        self.stage, self.n_steps, self.first, self.tokens_per_step = stage, n_steps, step, tokens_per_step
+    def __init__(self) -> None:
         self.t0 = self.printed = time.monotonic()
         self.live, self.line_open = sys.stderr.isatty(), False
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -163,18 +162,51 @@ class Progress:
         if self.line_open:
             print(file=sys.stderr, flush=True)
 
+    def tell(self, text: Callable[[], str], *, last: bool = False) -> None:
+        """Say `text` if it is time to; `last`: in any case, and for good."""
+        now = time.monotonic()
+        if not (self.live or last or now - self.printed > 10):
+            return
+        self.printed, self.line_open = now, self.live and not last
+        print(f"\r{text()}\x1b[K" if self.live else text(), end="\n" if last or not self.live else "", file=sys.stderr, flush=True)
+
+
+class Progress(Line):
+    """That of a stage's training."""
+
+    def __init__(self, *, stage: str, n_steps: int, step: int, tokens_per_step: int) -> None:
+        super().__init__()
+        self.stage, self.n_steps, self.first, self.tokens_per_step = stage, n_steps, step, tokens_per_step
+
     def rate(self, step: int) -> float:
         """Tokens per second since this process took up the stage."""
         return (step - self.first) * self.tokens_per_step / max(time.monotonic() - self.t0, 1e-9)
 
     def show(self, step: int, loss: float) -> None:
-        now, last = time.monotonic(), step == self.n_steps
-        if not (self.live or last or now - self.printed > 10):
-            return
-        self.printed, self.line_open = now, self.live and not last
-        eta_s = (self.n_steps - step) * self.tokens_per_step / max(self.rate(step), 1e-9)
-        text = f"stage {self.stage}  step {step:,}/{self.n_steps:,}  loss {loss:.3f}  {self.rate(step):,.0f} tokens/s  ETA {clock(eta_s)}"
-        print(f"\r{text}\x1b[K" if self.live else text, end="\n" if last or not self.live else "", file=sys.stderr, flush=True)
+        def text() -> str:
+            rate = self.rate(step)
+            eta_s = (self.n_steps - step) * self.tokens_per_step / max(rate, 1e-9)
+            return f"stage {self.stage}  step {step:,}/{self.n_steps:,}  loss {loss:.3f}  {rate:,.0f} tokens/s  ETA {clock(eta_s)}"
+
+        self.tell(text, last=step == self.n_steps)
+
+
+class Count(Line):
+    """That of work in `total` parts."""
+
+    def __init__(self, what: str, total: int) -> None:
+        super().__init__()
+        self.what, self.total, self.done = what, total, 0
+
+    def add(self) -> None:
+        """One more is done."""
+        self.done += 1
+
+        def text() -> str:
+            eta_s = (self.total - self.done) * (time.monotonic() - self.t0) / self.done
+            return f"  {self.what} {self.done:,}/{self.total:,}  ETA {clock(eta_s)}"
+
+        self.tell(text)
 
 
 def clock(seconds: float) -> str:

@@ -22,7 +22,7 @@ from benchmarks.code.problems import Benchmark, BenchmarkAbsent, HumanEval, Mbpp
 from benchmarks.code.samples import count_samples, pass_at_k, read_samples, write_verdicts
 from benchmarks.code.score import estimator, judged, versions, wilson
 from crystal.config import Config, UserError, require
-from crystal.runlog import write_json
+from crystal.runlog import Count, write_json
 from stages.out import new_out
 
 KS = (1, 10, 100)
@@ -46,10 +46,11 @@ def score(config: Config) -> None:
         print(f"would judge them, {limits.timeout_s:g} s of CPU time each at most, into {out}")
         return
     began, results, correct = time.perf_counter(), Counter[str](), Counter[str]()
-    with Pool(limits, workers=config.eval.workers, sandbox=config.sandbox) as pool:
+    with Pool(limits, workers=config.eval.workers, sandbox=config.sandbox) as pool, Count("verdicts", counts.total()) as count:
         for task_id, verdict in write_verdicts(read_samples(samples, problems), pool, out):
             results[verdict.result] += 1
             correct[task_id] += verdict.passed
+            count.add()
         how = {**judged(pool), "sandbox": pool.sandbox, "versions": versions(), "seconds": round(time.perf_counter() - began, 3)}
     ks = sorted({1, *(config.eval.ks or KS)})
     rates = pass_at_k(list(counts.values()), [correct[task_id] for task_id in counts], ks)

@@ -47,7 +47,7 @@ def score_checkpoint(
         path = out / f"{name}.json"
         before = read_json(path, {})
         try:
-            benchmark = instantiate(node)
+            benchmark = instantiate(node, **({} if config.limit is None else {"limit": config.limit}))
             weights, version = fingerprint(folder), getattr(benchmark, "version", None)
             key = protocol_key(config, name, weights=weights, version=version, sandbox=sandbox)
             facts = {"checkpoint": folder.name, "weights": weights, "seed": config.seed}

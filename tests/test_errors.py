@@ -79,6 +79,8 @@ eval.top_p=2                                            | eval.top_p=2, at most 
 eval.ks=[10]                                            | eval.ks=[10] of eval.n_samples=1, raise eval.n_samples
 eval.ks=[0]                                             | eval.ks=[0]
 eval.workers=0                                          | eval.workers=0, above 0
+eval.limit=0                                            | eval.limit=0, above 0
+eval.n_samples=2 eval.temperature=0                     | eval.n_samples=2 with eval.temperature=0, one greedy sample
 eval/protocol=nonsense                                  | eval/protocol=nonsense, bigcode, lm_eval
 eval/protocol=openai                                    | eval/protocol=openai with the benchmark mbpp, how mbpp is asked
 eval/protocol=bigcode eval=humaneval_infill             | eval/protocol=bigcode with the benchmark humaneval_infill

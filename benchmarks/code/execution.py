@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -169,8 +169,8 @@ class Pool:
         for worker in self._workers:
             worker.close()
 
-    def run(self, jobs: Iterable[Job]) -> list[Verdict]:
-        """Verdicts in the order of the jobs. Raises RuntimeError where the sandbox itself fails: that is no verdict."""
+    def run(self, jobs: Iterable[Job], *, ended: Callable[[], None] = lambda: None) -> list[Verdict]:
+        """Verdicts in the order of the jobs; ended() is called as each is there. Raises RuntimeError where the sandbox itself fails."""
         free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             free.put(worker)
@@ -183,7 +183,11 @@ class Pool:
                 free.put(worker)
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
-            return list(threads.map(run, jobs))
+            verdicts = []
+            for verdict in threads.map(run, jobs):
+                verdicts.append(verdict)
+                ended()
+            return verdicts
 
 
 def run_programs(jobs: Sequence[Job], *, timeout_s: float, workers: int | None = None, sandbox: str = "auto") -> list[Verdict]:

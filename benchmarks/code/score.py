@@ -20,7 +20,7 @@ from benchmarks.code.problems import Benchmark, Problem
 from benchmarks.code.protocols import asked, finished
 from crystal.config import UserError
 from crystal.evalconfig import ProtocolConfig
-from crystal.runlog import write_json
+from crystal.runlog import Count, write_json
 
 # complete(problems, keys): the text that goes on from each prompt, or fills in before its suffix, ended at its stops or behind them. A
 # key ("HumanEval/3/0": task, sample) names the sample's random stream, so that a text does not depend on the batch it was drawn in.
@@ -54,7 +54,8 @@ def score(
     print(f"  {benchmark.name}: drawing {len(samples):,} completions, then judging them", file=sys.stderr)
     texts = complete([problem for problem, _ in samples], [f"{problem.task_id}/{sample}" for problem, sample in samples])
     answers = [finished(problem, text, asking) for (problem, _), text in zip(samples, texts, strict=True)]
-    verdicts = pool.run([problem.job(answer) for (problem, _), answer in zip(samples, answers, strict=True)])
+    with Count("verdicts", len(samples)) as count:
+        verdicts = pool.run([problem.job(answer) for (problem, _), answer in zip(samples, answers, strict=True)], ended=count.add)
     passed = [verdict.passed for verdict in verdicts]
     correct = [sum(passed[first : first + n_samples]) for first in range(0, len(passed), n_samples)]
     limit = {} if (first := getattr(benchmark, "limit", None)) is None else {"limit": first}

@@ -132,7 +132,7 @@ def page(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """1 where a published solution does not pass in our pool, else 0."""
-    from benchmarks.speed.record import options, provenance, write_result  # brings torch, which the measured processes are to be without
+    from benchmarks.record import options, provenance, write_result  # brings torch, which the measured processes are to be without
 
     given = options(arguments, {"out": None, "mbpp": "", "workers": 2, "rounds": 5})
     for name in ("workers", "rounds"):

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,9 +25,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.checkpoints import write_random
 from benchmarks.code.problems import HumanEval
-from benchmarks.speed.record import options, provenance, write_result
-from crystal import checkpoint
+from benchmarks.record import options, provenance, write_result
 from crystal.__main__ import complain
 from crystal.config import ModelConfig, Sampling, UserError
 from crystal.data.optional import need
@@ -37,7 +36,6 @@ from crystal.generate import Completer, generate
 from crystal.machine import usable_cores
 from crystal.model.decode import decoder
 from crystal.release.hf import export_crystalcoder, export_stock
-from crystal.release.layout import crystal_shapes
 
 SHAPES = {"tiny": (256, 4), "40m": (512, 6)}  # d_model, layers
 VOCAB, SEQ_LEN = 32032, 1024
@@ -46,17 +44,6 @@ OURS = "crystal"
 EXPORTS = {"crystalcoder": export_crystalcoder, "hf": export_stock}
 Texts = list[list[int]]
 Complete = Callable[[Texts, int, list[int]], Texts]  # prompts, batch size, how many new tokens each text has -> new ids
-
-
-def write_random(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
-    """A checkpoint whose activations are of order 1; initial weights would repeat the prompt's last token for ever."""
-    weights, generator = {}, torch.Generator().manual_seed(0)
-    for name, shape in crystal_shapes(config).items():
-        std = 0.07 if name == "embed.weight" else shape[-1] ** -0.5 if len(shape) == 2 else 0.2
-        weights[name] = std * torch.randn(shape, generator=generator) + ("norm" in name and name.endswith("weight"))
-    with checkpoint.whole(folder) as made:
-        checkpoint.write_tensors(made / "weights.pt", weights)
-        checkpoint.seal(made, {"step": 0, "weights_only": True, "model": asdict(config)}, tokenizer=tokenizer)
 
 
 def transformers() -> Any:

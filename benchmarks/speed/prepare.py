@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.code.problems import Benchmark, HumanEval, Mbpp
-from benchmarks.speed.record import options, provenance, write_result
+from benchmarks.record import options, provenance, write_result
 from crystal.__main__ import complain
 from crystal.config import UserError, require
 from crystal.data.decontaminate import Decontaminator, Problem

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.record import options, provenance, write_result
+from benchmarks.record import options, provenance, write_result
 from crystal.__main__ import complain
 from crystal.config import UserError, require
 from crystal.data.optional import need

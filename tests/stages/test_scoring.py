@@ -54,9 +54,11 @@ def test_scores_are_kept_until_what_decides_them_changes(tmp_path: Path, folder:
     again = score_checkpoint(folder, config_of(path, batch_size=1, workers=2), out=tmp_path / "other", sandbox="auto", load=load)
     rows = [row | {"reason": ""} for row in again["humaneval"]["problems"]]
     assert rows == [row | {"reason": ""} for row in first["humaneval"]["problems"]]
-    for change in ({"seed": 2}, {"n_samples": 2}, {"temperature": 0.0}, {"timeout_s": 4.0}):
+    for change in ({"seed": 2}, {"n_samples": 2}, {"temperature": 0.5}, {"timeout_s": 4.0}):
         with pytest.raises(AssertionError, match="nothing is to be generated"):
             score_checkpoint(folder, config_of(path, **change), out=tmp_path, sandbox="auto", load=never)
+    one = score_checkpoint(folder, config_of(path, limit=1), out=tmp_path / "one", sandbox="auto", load=load)["humaneval"]
+    assert (one["problems_total"], one["protocol"]["limit"]) == (1, 1)
 
 
 def test_other_problems_or_weights_under_the_same_name_are_scored_anew(tmp_path: Path, folder: Path, load: Load) -> None:
