@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from benchmarks.code.problems import HumanEval, Mbpp
 from benchmarks.code.protocols import asked
@@ -31,7 +32,7 @@ from crystal.release.layout import crystal_shapes
 PROTOCOLS = "lm_eval", "bigcode"
 ENDS = {"lm_eval": "\n[DONE]", "bigcode": "\nprint"}  # stops of MBPP there; HumanEval's are the same in both
 WRONG = "    return 'wrong'\n"
-SEQ_LEN, BATCH, LEARNT = 2048, 8, 0.003  # nats a token: the likeliest token is the right one everywhere
+SEQ_LEN, BATCH, LEARNT = 2048, 8, 0.003  # nats a token, at which greedy answers have been right
 
 
 def write_random(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
@@ -67,6 +68,7 @@ def learn(folder: Path, taught: list[tuple[list[int], int]], seconds: float) -> 
     completer, began, n_steps = Completer.load(folder, device="cpu"), time.monotonic(), 0
     model = completer.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    taught = sorted(taught, key=lambda lesson: len(lesson[0]))
     batches = [taught[i : i + BATCH] for i in range(0, len(taught), BATCH)]
     while True:
         losses = []
@@ -74,8 +76,9 @@ def learn(folder: Path, taught: list[tuple[list[int], int]], seconds: float) -> 
             longest = max(len(ids) for ids, _ in batch)
             ids_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch])
             places_T = torch.arange(1, longest)
-            mask_BT = torch.stack([(places_T >= first) & (places_T < len(ids)) for ids, first in batch]).float()
-            loss = model(ids_BT[:, :-1], ids_BT[:, 1:], mask_BT) / mask_BT.sum()
+            mask_BT = torch.stack([(places_T >= first) & (places_T < len(ids)) for ids, first in batch])
+            x_ND = model.hidden(ids_BT[:, :-1])[mask_BT]  # of the answers only, which spares most of the logits
+            loss = F.cross_entropy(model.logits(x_ND), ids_BT[:, 1:][mask_BT])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -67,6 +67,7 @@ def ours(completer: Completer, problems: list[Problem], asking: Asking, new_toke
     sampling = Sampling(new_tokens, temperature=0.0, top_p=1.0, batch_size=8)
     stops, seeds = [problem.stops for problem in problems], [0] * len(problems)
     texts = completer.complete([problem.prompt for problem in problems], sampling, stops=stops, seeds=seeds)
+    texts = [completer.alone(text) if problem.alone else text for problem, text in zip(problems, texts, strict=True)]
     return [finished(problem, text, asking) for problem, text in zip(problems, texts, strict=True)]
 
 

@@ -20,13 +20,14 @@ class Asking:
     prompt: the published one "raw", "stripped" of white space at both ends, "stripped_newline" with a line end behind; "few_shot" as
     lm-eval asks MBPP, after `shots` worked examples; "infill" as prefix and suffix.
     stops: generation ends at the first of them. truncation: "stop" cuts the text there, "none" leaves it whole, "sanitize" cuts it and
-    then keeps what evalplus's sanitizer keeps.
+    then keeps what evalplus's sanitizer keeps. alone: an answer is decoded without its prompt; LLaMA's tokenizer then loses a first space.
     """
 
     prompt: str
     stops: list[str]
     shots: int = 0
     truncation: str = "stop"
+    alone: bool = False
 
     def __post_init__(self) -> None:
         for key, known in (("prompt", PROMPTS), ("truncation", TRUNCATIONS)):

@@ -125,6 +125,10 @@ class Completer:
         ids = [[self.tokenizer.eos_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
         return self._texts(ids, sampling, stops=stops, seeds=seeds)
 
+    def alone(self, completion: str) -> str:
+        """The text that a completion's tokens have if they are decoded without their prompt."""
+        return completion.removeprefix(" ") if self._loses_space else completion
+
     def infill(
         self, pairs: Sequence[tuple[str, str]], sampling: Sampling, *, stops: Sequence[tuple[str, ...]], seeds: Sequence[int]
     ) -> list[str]:
@@ -160,6 +164,11 @@ class Completer:
     def _text(self, ids: Sequence[int]) -> str:
         """The text of ids that go on from other text: LLaMA's decoder strips a space at the very beginning, here a line end."""
         return self.tokenizer.decode([self._line_end, *ids])[1:]
+
+    @cached_property
+    def _loses_space(self) -> bool:
+        line_end, both = (self.tokenizer.encode(text).tolist() for text in ("\n", "\n x"))
+        return self.tokenizer.decode(both[len(line_end) :]) == "x"
 
     @cached_property
     def _line_end(self) -> int:

@@ -32,6 +32,7 @@ SHOWN = 8  # names in a line
 def score(config: Config) -> None:
     """Judge samples=FILE into out=FILE, and write OUT's summary beside it."""
     require(config.benchmark in ("humaneval", "mbpp"), f"benchmark={config.benchmark}", "humaneval or mbpp", "give benchmark=")
+    require(config.eval.limit is None, f"eval.limit={config.eval.limit} with task=score", "all samples to be judged", "leave it out")
     require(config.samples is not None, "task=score without samples", "a file of completions", "give samples=FILE")
     samples, out = Path(str(config.samples)), new_out(config, "file")
     summary = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".summary.json")
@@ -47,10 +48,9 @@ def score(config: Config) -> None:
         return
     began, results, correct = time.perf_counter(), Counter[str](), Counter[str]()
     with Pool(limits, workers=config.eval.workers, sandbox=config.sandbox) as pool, Count("verdicts", counts.total()) as count:
-        for task_id, verdict in write_verdicts(read_samples(samples, problems), pool, out):
+        for task_id, verdict in write_verdicts(read_samples(samples, problems), pool, out, ended=count.add):
             results[verdict.result] += 1
             correct[task_id] += verdict.passed
-            count.add()
         how = {**judged(pool), "sandbox": pool.sandbox, "versions": versions(), "seconds": round(time.perf_counter() - began, 3)}
     ks = sorted({1, *(config.eval.ks or KS)})
     rates = pass_at_k(list(counts.values()), [correct[task_id] for task_id in counts], ks)

@@ -51,18 +51,24 @@ def score_checkpoint(
             weights, version = fingerprint(folder), getattr(benchmark, "version", None)
             key = protocol_key(config, name, weights=weights, version=version, sandbox=sandbox)
             facts = {"checkpoint": folder.name, "weights": weights, "seed": config.seed}
-            if before.get("status") == "scored" and before["protocol"].get("key") == key:
-                results[name] = before
-            else:
-                results[name] = _score(benchmark, config, path, key=key, facts=facts, sandbox=sandbox, load=load)
-                if before.get("status") == "scored":  # asked otherwise, and too dear to lose
-                    write_json(out / "earlier" / f"{name}-{before['protocol'].get('key')}.json", before)
+            kept = out / "earlier" / f"{name}-{key}.json"
+            found = next((scores for scores in (before, read_json(kept, {})) if _answers(scores, key, sandbox)), None)
+            results[name] = found or _score(benchmark, config, path, key=key, facts=facts, sandbox=sandbox, load=load)
+            if before.get("status") == "scored" and results[name] is not before:  # asked otherwise, and too dear to lose
+                write_json(out / "earlier" / f"{name}-{before['protocol'].get('key')}.json", before)
+                write_json(path, results[name])
         except BenchmarkAbsent as reason:
-            results[name] = absent(name, str(reason), path if before.get("status") != "scored" else None)
-        _tell(results[name])
+            found, results[name] = None, absent(name, str(reason), path if before.get("status") != "scored" else None)
+        _tell(results[name], known=found is not None)
     if (mean := open_llm_average(results.values())) is not None:
         print(f"  open_llm: {mean:.2%}, the mean of the four as the Open LLM leaderboard took it")
     return results
+
+
+def _answers(scores: dict[str, Any], key: str, sandbox: str) -> bool:
+    """Whether these scores are those asked for; a layer that is asked for by name is to be the one that judged."""
+    asked = scores.get("status") == "scored" and scores["protocol"].get("key") == key
+    return asked and sandbox in ("auto", scores.get("sandbox", {}).get("layer", sandbox))
 
 
 def _score(
@@ -89,8 +95,8 @@ def _score(
 def protocol_key(config: EvalConfig, name: str, *, weights: str, version: str | None, sandbox: str) -> str:
     """What a score on file must bear to be taken for the one asked for: all that decides its completions and how they are judged.
 
-    Not which layer isolates, because layers differ in what they withstand and not in their verdicts; but a score of sandbox=unsafe does
-    not stand for one of a sandbox.
+    Not which layer isolates: layers differ in what they withstand, and their verdicts on programs that write files, start processes or
+    send themselves signals only. But a score of sandbox=unsafe does not stand for one of a sandbox.
     """
     asked = {key: value for key, value in asdict(config).items() if key not in ("benchmarks", "batch_size", "device", "workers")}
     asked |= {"benchmark": config.benchmarks[name], "version": version, "weights": weights, "unsafe": sandbox == "unsafe"}
@@ -110,25 +116,28 @@ def _complete(completer: Completer, config: EvalConfig) -> Complete:
         stops = [problem.stops for problem in problems]
         pairs = [(problem.prompt, problem.suffix) for problem in problems if problem.suffix is not None]
         if not pairs:
-            return completer.complete([problem.prompt for problem in problems], config.sampling, stops=stops, seeds=seeds)
+            texts = completer.complete([problem.prompt for problem in problems], config.sampling, stops=stops, seeds=seeds)
+            return [completer.alone(text) if problem.alone else text for problem, text in zip(problems, texts, strict=True)]
         assert len(pairs) == len(problems), "a benchmark asks in one way"
         return completer.infill(pairs, config.sampling, stops=stops, seeds=seeds)
 
     return complete
 
 
-def _tell(scores: dict[str, Any]) -> None:
+def _tell(scores: dict[str, Any], *, known: bool) -> None:
     if scores["status"] == "absent":
         print(f"  {scores['benchmark']}: not scored: {scores['reason']}", file=sys.stderr)
         return
+    took = "scored before" if known else f"{scores['seconds']:.0f} s"
     if "pass@1" not in scores:
-        print(f"  {scores['benchmark']}: {scores['metric'].partition(',')[0]} {scores['score']:.2%}, {scores['seconds']:.0f} s")
+        print(f"  {scores['benchmark']}: {scores['metric'].partition(',')[0]} {scores['score']:.2%}, {took}")
         return
     low, high = scores["ci95"]
     more = "".join(f", pass@{k} {rate:.2%}" for k, rate in scores.get("pass@k", {}).items() if k != "1")
+    first = f" of the first {limit} problems" if (limit := scores["protocol"].get("limit")) else ""
     print(
         f"  {scores['benchmark']}: pass@1 {scores['pass@1']:.2%} (95 % interval {low:.1%} to {high:.1%}){more}, {scores['passed']} of "
-        f"{scores['problems_total'] * scores['samples_per_problem']} completions passed, {scores['seconds']:.0f} s"
+        f"{scores['problems_total'] * scores['samples_per_problem']} completions{first} passed, {took}"
     )
 
 

@@ -221,6 +221,11 @@ def test_a_completion_keeps_its_leading_spaces(completer, scripted, text):
     assert completer.complete(["def f(x):\n"], GREEDY, stops=[()], seeds=[0]) == [text]
 
 
+def test_a_completion_alone_reads_as_its_tokens_do(completer):
+    line_end, both = (completer.tokenizer.encode(text).tolist() for text in ("\n", "\n    return x"))
+    assert completer.alone("    return x") == completer.tokenizer.decode(both[len(line_end) :])
+
+
 def test_prompts_begin_with_the_end_of_a_text(completer, scripted):
     """As rows do in training: documents are joined by the end-of-text token."""
     asked, tokenizer = scripted("x"), completer.tokenizer

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import IO, Any, Literal
 
@@ -172,6 +173,7 @@ class Pool:
     def run(self, jobs: Iterable[Job], *, ended: Callable[[], None] = lambda: None) -> list[Verdict]:
         """Verdicts in the order of the jobs; ended() is called as each is there. Raises RuntimeError where the sandbox itself fails."""
         free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        counting = Lock()
         for worker in self._workers:
             free.put(worker)
 
@@ -181,13 +183,11 @@ class Pool:
                 return judged(worker, job)
             finally:
                 free.put(worker)
+                with counting:
+                    ended()
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
-            verdicts = []
-            for verdict in threads.map(run, jobs):
-                verdicts.append(verdict)
-                ended()
-            return verdicts
+            return list(threads.map(run, jobs))
 
 
 def run_programs(jobs: Sequence[Job], *, timeout_s: float, workers: int | None = None, sandbox: str = "auto") -> list[Verdict]:
@@ -243,7 +243,7 @@ def _alike(layer: str, limits: Limits, n: int) -> list[Worker]:
             if reason := one.exception():
                 raise Broken(f"the sandbox ({layer}) started once and not again: {reason}") from reason
             one.result().refuse_unlike(first.facts)
-    except (LookupError, Broken):
+    except BaseException:
         for worker in workers:
             worker.close()
         raise

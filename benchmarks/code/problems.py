@@ -49,6 +49,7 @@ class Problem:
     entry_point: str = ""
     suffix: str | None = None  # infilling: what stands behind the completion
     stops: tuple[str, ...] = ()
+    alone: bool = False  # the completion is decoded without the prompt (Asking.alone)
     statement: str = ""  # what is asked, without the tests
     tests: tuple[str, ...] = ()  # those that a prompt may show
     canonical: str = ""  # the published solution

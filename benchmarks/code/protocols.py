@@ -33,7 +33,7 @@ def _put(problem: Problem, asking: Asking, examples: Sequence[Problem]) -> Probl
         prompt = prompt.strip() + ("\n" if asking.prompt == "stripped_newline" else "")
     # A preamble is the prompt that the program goes on from, or nothing; sanitized text brings its own.
     preamble = "" if asking.truncation == "sanitize" or not problem.preamble else prompt
-    return replace(problem, prompt=prompt, preamble=preamble, stops=tuple(asking.stops))
+    return replace(problem, prompt=prompt, preamble=preamble, stops=tuple(asking.stops), alone=asking.alone)
 
 
 def few_shot(problem: Problem, examples: Sequence[Problem]) -> str:

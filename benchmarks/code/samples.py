@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -67,14 +67,16 @@ def count_samples(path: Path, problems: Mapping[str, Problem]) -> Counter[str]:
     return counts
 
 
-def write_verdicts(samples: Iterator[Sample], pool: Pool, out: Path) -> Iterator[tuple[str, Verdict]]:
+def write_verdicts(
+    samples: Iterator[Sample], pool: Pool, out: Path, *, ended: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Verdict]]:
     """Judge the samples and write them to `out` in their order with passed, result and reason; whole, at the end, or not at all.
 
-    Yields the problem and the verdict of each, and writes as it is asked to go on.
+    Yields the problem and the verdict of each, and writes as it is asked to go on. ended() is called as each verdict is there.
     """
     with _written_whole(out) as file:
         while chunk := list(islice(samples, CHUNK)):
-            for sample, verdict in zip(chunk, pool.run(sample.job for sample in chunk), strict=True):
+            for sample, verdict in zip(chunk, pool.run((sample.job for sample in chunk), ended=ended), strict=True):
                 file.write(json.dumps(sample.row | asdict(verdict)).encode() + b"\n")
                 yield sample.task_id, verdict
 

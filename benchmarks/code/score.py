@@ -58,7 +58,8 @@ def score(
         verdicts = pool.run([problem.job(answer) for (problem, _), answer in zip(samples, answers, strict=True)], ended=count.add)
     passed = [verdict.passed for verdict in verdicts]
     correct = [sum(passed[first : first + n_samples]) for first in range(0, len(passed), n_samples)]
-    limit = {} if (first := getattr(benchmark, "limit", None)) is None else {"limit": first}
+    first = getattr(benchmark, "limit", None)
+    limit = {"limit": first} if first is not None and first <= len(problems) else {}  # or else it has cut nothing
     rates = {k: float(estimate(n_samples, correct, k).mean()) for k in {1, *ks}}
     scores = {
         "benchmark": benchmark.name,

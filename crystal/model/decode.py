@@ -147,24 +147,32 @@ def _tiled(module: nn.Module) -> Any:
     return twin
 
 
+def gpu_rows(config: ModelConfig, memory_bytes: int) -> int:
+    """So many rows, at most GPU_ROWS, that blocks of every length take no more than half of a GPU's memory."""
+    tokens = sum(range(GPU_STEP, config.seq_len + GPU_STEP, GPU_STEP))
+    row_bytes = 2 * 4 * tokens * config.n_layers * config.d_model  # keys and values in float32
+    return next((rows for rows in (GPU_ROWS, 16, 8, 4, 2) if rows * row_bytes <= memory_bytes / 2), 1)
+
+
 class GraphDecoder:
-    """On a GPU: a pass for each block of the cache, always over all its GPU_ROWS rows, which one CUDA graph a block holds."""
+    """On a GPU: a pass for each block of the cache, always over all its rows, which one CUDA graph a block holds."""
 
     def __init__(self, model: Transformer, config: ModelConfig, *, graphed: bool = True) -> None:
         self.model, self.config, self.graphed = model, config, graphed
         self.device = model.embed.weight.device
-        self.given_2B = torch.zeros(2, GPU_ROWS, dtype=torch.long, device=self.device)  # tokens, positions
+        self.rows = gpu_rows(config, torch.cuda.mem_get_info(self.device)[1]) if self.device.type == "cuda" else GPU_ROWS
+        self.given_2B = torch.zeros(2, self.rows, dtype=torch.long, device=self.device)  # tokens, positions
         self.graphs: WeakKeyDictionary[Block, tuple[torch.cuda.CUDAGraph, Tensor]] = WeakKeyDictionary()  # each with its logits
 
     def cache(self, n: int) -> KVCache:
-        return KVCache(self.config, rows=GPU_ROWS, step=GPU_STEP, device=self.device)
+        return KVCache(self.config, rows=self.rows, step=GPU_STEP, device=self.device)
 
     @torch.no_grad()
     def step(self, cache: KVCache, tokens: Sequence[int]) -> Tensor:
         waiting, logits = iter(tokens), []
         for block in cache.blocks.values():
             n = len(block.texts)
-            padding = [0] * (GPU_ROWS - n)
+            padding = [0] * (self.rows - n)
             given = [[*islice(waiting, n), *padding], [*(length - 1 for length in block.lengths), *padding]]
             self.given_2B.copy_(torch.tensor(given))
             logits.append((self._replayed(block) if self.graphed else self._logits(block))[:n])

@@ -100,7 +100,7 @@ def _subjects(checkpoints: Sequence[Scored]) -> list[scores.Subject]:
             scores=checkpoint.scores,
             bits=checkpoint.bits,
             heldout=checkpoint.heldout,
-            unscored=f"task=evaluate checkpoint={checkpoint.folder} does that",
+            unscored=f"task=evaluate eval=NAME checkpoint={checkpoint.folder} does that",
         )
         for i, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True), 1)
     ]

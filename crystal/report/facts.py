@@ -121,7 +121,8 @@ def _score_tile(run: Run) -> Tile:
         score = stage.scores.get("humaneval")
         if score and score.rate is not None and score.ci95:
             low, high = (100 * end for end in score.ci95)
-            note = f"after stage {stage.name}; 95 % interval {low:.1f} to {high:.1f} %"
+            of = "" if score.whole else f"of the first {score.problems_total} problems, "
+            note = f"{of}after stage {stage.name}; 95 % interval {low:.1f} to {high:.1f} %"
             return Tile(label, f"{100 * score.rate:.1f} %", note)
     return Tile(label, None, "not scored yet")
 

@@ -67,6 +67,11 @@ class Score:
     sandbox: str | None
     problems: tuple[Problem, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all problems of the benchmark were asked."""
+        return self.protocol.get("limit") is None
+
 
 @dataclass(frozen=True)
 class Heldout:

@@ -35,7 +35,7 @@ class Subject:
     """What was scored: the end of a stage, or a checkpoint.
 
     `bits` are bits per byte of held-out text by source at that point, where training measured them; `heldout` what was measured with
-    the scores. `tone` is its colour; `unscored` says why, or what to do, where it has no scores of a benchmark.
+    the scores. `tone` is its colour; `unscored` says why, or what to do, where it has no scores of the benchmark NAME.
     """
 
     name: str
@@ -151,8 +151,9 @@ def _counted(score: Score) -> list[str]:
     if score.passed is None or score.problems_total is None:
         return []
     if score.samples_per_problem == 1:
-        return [f"{score.passed} of {score.problems_total} problems"]
-    return [f"{score.passed} of {score.samples_per_problem} \N{MULTIPLICATION SIGN} {score.problems_total} completions"]
+        return [f"{score.passed} of {'' if score.whole else 'the first '}{score.problems_total} problems"]
+    first = "" if score.whole else " of the first problems"
+    return [f"{score.passed} of {score.samples_per_problem} \N{MULTIPLICATION SIGN} {score.problems_total} completions{first}"]
 
 
 def _published(benchmark: str, model: Published) -> Entry:
@@ -164,7 +165,7 @@ def _percent(value: float | None) -> Entry:
 
 
 def _average(subject: Subject) -> Entry:
-    humaneval, mbpp = (score.rate if score else None for score in map(subject.scored, ("humaneval", "mbpp")))
+    humaneval, mbpp = (score.rate if score and score.whole else None for score in map(subject.scored, ("humaneval", "mbpp")))
     mean = code_average(humaneval, mbpp)
     return _percent(None if mean is None else 100 * mean)
 
@@ -217,7 +218,7 @@ def gaps(subjects: Sequence[Subject], expected: Sequence[str] = ()) -> list[str]
         for name in names:
             score = subject.scores.get(name)
             if score is None:
-                found.setdefault((name, subject.unscored), []).append(subject.name)
+                found.setdefault((name, subject.unscored.replace("NAME", name)), []).append(subject.name)
             elif score.rate is None:
                 reason = (score.reason or f"its status is {score.status}").rstrip(".")
                 found.setdefault((name, reason), []).append(subject.name)

@@ -33,6 +33,24 @@ def test_verdicts_come_in_the_order_of_the_jobs(pool: Pool) -> None:
     assert [verdict.reason for verdict in pool.run(jobs)] == [f"AssertionError: {i}" for i in range(5)]
 
 
+def test_each_verdict_is_told(pool: Pool) -> None:
+    told: list[None] = []
+    pool.run([JOB] * 5, ended=lambda: told.append(None))
+    assert len(told) == 5
+
+
+def test_any_line_end_ends_a_line(pool: Pool) -> None:
+    job = Job("def f():\r    raise ValueError\r\n", "try:\r    f()\r\nexcept ValueError:\r    pass\nelse:\n    assert f() == 1")
+    assert pool.run([job]) == [PASSED]
+
+
+def test_a_program_that_cannot_be_contained_is_no_verdict(pool: Pool) -> None:
+    if pool.layer == "seccomp":
+        pytest.skip("a /tmp of its own is what namespaces give")
+    with pytest.raises(Broken, match="a program could not be contained: .*mount /tmp"):
+        Pool(Limits(5.0, file_bytes=-1), workers=2)
+
+
 def test_a_name_that_is_no_layer_is_refused() -> None:
     with pytest.raises(UserError, match="sandbox=none; expected auto or"):
         Pool(Limits(), sandbox="none")

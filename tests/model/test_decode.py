@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystal.model import decode
-from crystal.model.decode import SIZES, GraphDecoder, TiledDecoder, TiledLinear, TiledSwiGLU, decoder, padded
+from crystal.model.decode import SIZES, GraphDecoder, TiledDecoder, TiledLinear, TiledSwiGLU, decoder, gpu_rows, padded
 from crystal.model.kvcache import Prompt
 from tests.small import random_model, small_config
 
@@ -48,6 +48,11 @@ def test_steps_give_the_models_logits(changes, short_blocks):
     expected = torch.stack([model(text[None])[0, n : n + 9] for text, n in zip(texts, lengths, strict=True)])
     for steps in (TiledDecoder(model, config), GraphDecoder(model, config, graphed=False)):
         torch.testing.assert_close(stepped(steps, model, config, texts, lengths, 9), expected, rtol=0, atol=2e-5)
+
+
+def test_a_gpu_holds_as_many_rows_as_fit():
+    large = small_config(d_model=4096, n_layers=32, n_heads=32, seq_len=2048)
+    assert [gpu_rows(large, gib << 30) for gib in (400, 139, 80, 16, 1)] == [32, 8, 8, 1, 1]
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -98,6 +98,31 @@ def test_filling_in_asks_with_prefix_and_suffix(tmp_path: Path, folder: Path, lo
     assert [row["passed"] for row in rows] == [True, False]
 
 
+def test_an_answer_is_decoded_as_the_protocol_says(tmp_path: Path, folder: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Completer, "complete", lambda self, prompts, sampling, *, stops, seeds: ["    return 2 * x"] * len(prompts))
+    monkeypatch.setattr(Completer, "alone", lambda self, completion: completion.removeprefix(" "))
+    found = {}
+    for alone in (False, True):
+        protocol = ProtocolConfig("plain", "here@1", humaneval=Asking("raw", [], alone=alone))
+        config = EvalConfig(protocol, benchmarks=config_of(written(tmp_path, TASK)).benchmarks, workers=1)
+        (row,) = score_checkpoint(folder, config, out=tmp_path, sandbox="auto", load=load)["humaneval"]["problems"]
+        found[alone] = row["completion"]
+    assert found == {False: "    return 2 * x", True: "   return 2 * x"}
+
+
+def test_a_layer_asked_for_by_name_judges_anew(tmp_path: Path, folder: Path, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    config, out = config_of(written(tmp_path, TASK)), tmp_path / "scores"
+    layers = [
+        score_checkpoint(folder, config, out=out, sandbox=asked, load=load)["humaneval"]["sandbox"]["layer"]
+        for asked in ("seccomp", "unsafe")
+    ]
+    assert layers == ["seccomp", "unsafe"]
+    capsys.readouterr()
+    assert score_checkpoint(folder, config, out=out, sandbox="seccomp", load=never)["humaneval"]["sandbox"]["layer"] == "seccomp"
+    assert "scored before" in capsys.readouterr().out
+    assert json.loads((out / "humaneval.json").read_text())["sandbox"]["layer"] == "seccomp", "taken back from earlier/"
+
+
 def test_without_isolation_a_benchmark_is_recorded_as_absent(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(limits: object, sandbox: str, n: int) -> None:
         raise UserError(f"sandbox={sandbox}, and nothing isolates; expected a layer; install bubblewrap")

@@ -28,7 +28,7 @@ from benchmarks.code.sandbox import candidate, judge, kernel, landlock, namespac
 from benchmarks.code.sandbox.limits import JUDGE_MEMORY_BYTES, Limits
 
 FIRST_LOOK_S, LOOK_S = 0.02, 0.05
-ENDING_S = 5.0  # that a candidate whose channel has closed may take to be gone
+ENDING_S = 0.1  # that a candidate whose channel has closed may take to be gone
 JUDGE_ID = 65533  # who a judge is, where root starts the worker
 NO_CANDIDATE, NOT_SET_UP = 3, 4  # a judge's exit status where its candidate was gone too early, and where it could not begin
 HAS_PROC = Path("/proc/self/stat").exists()
@@ -89,7 +89,7 @@ class Program:
             if ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, NO_CANDIDATE):
                 if problem := setting_up.recv(500):
                     raise SandboxBroken(problem.decode("utf-8", "replace"))
-                how = _how(self._ending())
+                over, how = self._ending()
         finally:
             used = self._end()
             os.close(judging)
@@ -126,6 +126,7 @@ class Program:
             namespaces.settle(self.limits.file_bytes)
         elif not self.isolation.privileged:
             kernel.drop_privileges()
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker that is killed could not end it any more
             if self.isolation.landlocked:
                 restrict_files()
         self.limits.apply(memory_bytes=self.limits.memory_bytes, processes=self.isolation.own_namespaces)
@@ -136,7 +137,7 @@ class Program:
         def be_judge() -> None:
             try:
                 self._become_judge()
-            except OSError:
+            except Exception:
                 os._exit(NOT_SET_UP)
             said = judge.judge(channel, json.loads(_content(self.files.check)))
             os.write(self.files.verdict, json.dumps(said).encode())
@@ -151,6 +152,7 @@ class Program:
         if not self.isolation.privileged:
             kernel.drop_privileges()
             kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         self.limits.apply(memory_bytes=JUDGE_MEMORY_BYTES, processes=False)
 
     def _watch(self, judging: int) -> Over | None:
@@ -192,14 +194,14 @@ class Program:
                 yield pid
                 waiting += children(pid)
 
-    def _ending(self) -> Any:
-        """How the candidate, whose channel has closed, has ended, as waitid tells it; None where it has not."""
+    def _ending(self) -> tuple[Over | None, str]:
+        """How the candidate, whose channel has closed, has ended, or the limit that it met before."""
         deadline = time.monotonic() + ENDING_S
         while time.monotonic() < deadline:
             if ended := os.waitid(os.P_PID, self.candidate, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                return ended
+                return None, _how(ended)
             time.sleep(0.001)
-        return None
+        return self._over(0.0), "closed its channel"
 
     def _end(self) -> float:
         """Kill what is left, wait until it is gone; CPU seconds of all."""
@@ -225,8 +227,11 @@ class Program:
 
 
 def _content(file: int) -> str:
-    """The text of a file that the fork was given."""
-    return os.read(file, os.fstat(file).st_size).decode()
+    """The text of a file that the fork was given, which is closed: a program is not to write there. Line ends as Python reads them."""
+    try:
+        return os.read(file, os.fstat(file).st_size).decode().replace("\r\n", "\n").replace("\r", "\n")
+    finally:
+        os.close(file)
 
 
 def restrict_files() -> None:
@@ -292,8 +297,6 @@ def children(pid: int) -> list[int]:
 
 
 def _how(ended: Any) -> str:
-    if ended is None:
-        return "closed its channel"
     if ended.si_code == os.CLD_EXITED:
         return f"ended with status {ended.si_status}"
     try:

@@ -259,6 +259,15 @@ for _ in range(100):
             os.write(number, block)
         except OSError: pass
 """),
+    Hostile("files of the scorer", """
+import stat
+for number in range(3, 1024):
+    try:
+        mode = os.fstat(number).st_mode
+    except OSError:
+        continue
+    if stat.S_ISREG(mode): raise Escaped(f"descriptor {number} is a file")
+"""),
     Hostile("opens everything", "x = []\nwhile len(x) < 100_000: x.append(os.open('/dev/null', 0))\nraise Escaped('100,000 files')", reason="Errno 24|Errno 23"),
 ]
 
@@ -270,6 +279,14 @@ CRASHES = [
     Hostile("kills itself", "os.kill(os.getpid(), signal.SIGKILL)"),
     Hostile("alarm", "signal.alarm(1)\nsignal.setitimer(signal.ITIMER_REAL, 0.01)\ntime.sleep(1)"),
     Hostile("overwrites the interpreter", "ctypes.memset(id(None), 0xFF, 64)\nctypes.memset(id(int), 0xFF, 400)", ("failed", "contained", "timeout")),
+    Hostile("hangs up and goes on", """
+import socket
+for number in range(3, 64):
+    try:
+        socket.socket(fileno=os.dup(number)).shutdown(socket.SHUT_RDWR)
+    except OSError: pass
+time.sleep(60)
+""", reason="closed its channel"),
     Hostile("exec of nonsense", "import types\nexec(types.CodeType(0, 0, 0, 0, 1, 0, b'\\xff' * 32, (), (), (), '', '', '', 0, b'', b''))"),
 ]
 # fmt: on
