@@ -111,6 +111,7 @@ def _context(checkpoints: Sequence[Scored], subjects: Sequence[scores.Subject]) 
     labels = list(dict.fromkeys(checkpoint.run.label for checkpoint in checkpoints if checkpoint.run and checkpoint.run.label))
     names = dict.fromkeys(benchmark_name(name) for subject in subjects for name in subject.scores if subject.scored(name))
     count = f"{len(subjects)} checkpoints" if len(subjects) > 1 else "One checkpoint"
+    measured = {checkpoint.run.name: checkpoint.run for checkpoint in checkpoints if checkpoint.run and checkpoint.bits}
     code = [{source: value for source, value in subject.bits.items() if source.startswith(scores.CODE)} for subject in subjects]
     return {
         "title": facts.listed(runs),
@@ -118,7 +119,11 @@ def _context(checkpoints: Sequence[Scored], subjects: Sequence[scores.Subject]) 
         "labels": labels,
         "measured": [subject.name for subject, bits in zip(subjects, code, strict=True) if bits],
         "code_rows": facts.changes((subject.name, bits) for subject, bits in zip(subjects, code, strict=True)),
-        "files": [(subject.name, score.file) for subject in subjects for score in subject.scores.values()],
+        "files": [
+            *((subject.name, score.file) for subject in subjects for score in subject.scores.values()),
+            *((subject.name, subject.heldout.file) for subject in subjects if subject.heldout),
+            *((name, str(run.directory / "metrics.jsonl")) for name, run in measured.items()),
+        ],
         "scores_caption": scores.CAPTION,
         "methods": scores.METHODS,
     }

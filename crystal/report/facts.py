@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from crystal.report.axes import si
-from crystal.report.read import BASELINES, HELD_OUT, Baselines, Run, Source, Stage, headline_first
+from crystal.report.read import BASELINES, HELD_OUT, HELDOUT, Baselines, Run, Source, Stage, headline_first
 from crystal.report.scorefile import benchmark_name
 
 REPEATED = 4.0  # epochs; beyond about four, repeated data is worth less than new (Muennighoff et al. 2023)
@@ -222,6 +222,7 @@ def provenance(run: Run) -> list[tuple[str, str, bool]]:
         for benchmark in dict.fromkeys((*BENCHMARKS, *stage.scores)):
             what = f"{benchmark_name(benchmark)} after stage {name}: scores and completions"
             rows.append((what, f"{folder}/scores/{benchmark}.json"))
+        rows.append((f"Stage {name}: bits per byte of HumanEval's solutions", f"{folder}/scores/{HELDOUT}"))
         rows.append((f"Stage {name}: unigram and bigram baselines", f"{folder}/scores/{BASELINES}"))
     return [(what, file, (run.directory / file).is_file()) for what, file in rows]
 

@@ -182,7 +182,9 @@ def read_scores(folder: Path) -> dict[str, Score]:
 def read_heldout(folder: Path) -> Heldout | None:
     """What was measured beside the scores of a folder."""
     fields = read_json(folder / HELDOUT)
-    return Heldout(*(fields.child(key).maybe_number("bits_per_byte") for key in ("python", "canonical"))) if fields else None
+    if not fields:
+        return None
+    return Heldout(str(fields.file), *(fields.child(key).maybe_number("bits_per_byte") for key in ("python", "canonical")))
 
 
 def _summary(fields: Fields) -> Summary:

@@ -77,6 +77,7 @@ class Score:
 class Heldout:
     """Bits per byte of held-out Python, and of HumanEval's canonical solutions behind their prompts; None where not measured."""
 
+    file: str
     python: float | None
     solutions: float | None
 

@@ -82,6 +82,7 @@ def test_runs_are_named_where_there_are_several(run: Path, tmp_path: Path) -> No
     assert "HumanEval, tiny-sample stage 3 at step 52 to other stage 3 at step 52" in text
     assert "other stage 3 at step 52 to crystalcoder" in text and "better" in text and "– HumanEval solutions: 0.500" in text
     assert f"MBPP was not scored after crystalcoder: task=evaluate eval=mbpp checkpoint={imported} does that." in text
+    assert str(tmp_path / "imported/evaluations/crystalcoder/heldout.json") in text
 
 
 def test_the_same_name_twice_is_told_apart_by_its_path(run: Path, tmp_path: Path) -> None:
