@@ -151,11 +151,12 @@ def help_page() -> str:
         "",
     ]
     for group in GROUPS:
-        lines.append(f"{group}=")
-        lines += [f"  {name:<13} {comment}" for name, comment in choices(group).items()]
+        found = choices(group)
+        width = max(13, *map(len, found))
+        lines += [f"{group}=", *(f"  {name:<{width}} {comment}" for name, comment in found.items())]
     lines += [
         "",
-        "keys     any value of the configuration, e.g. tokens=5e6 run.dir=DIR run.seed=2 eval.temperature=0 stages.2.fim.rate=0.5",
+        "keys     any value of the configuration, e.g. tokens=5e6 run.dir=DIR run.seed=2 eval.limit=20 sandbox=seccomp stages.2.fim.rate=0.5",
         "         dry_run=true says what would be done and stops; --cfg job prints the whole configuration",
         "status   0 done; 2 something you can mend, said in one line on stderr",
     ]

@@ -206,7 +206,8 @@ class Count(Line):
             eta_s = (self.total - self.done) * (time.monotonic() - self.t0) / self.done
             return f"  {self.what} {self.done:,}/{self.total:,}  ETA {clock(eta_s)}"
 
-        self.tell(text)
+        if self.total > 1:
+            self.tell(text)
 
 
 def clock(seconds: float) -> str:

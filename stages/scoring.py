@@ -54,8 +54,9 @@ def score_checkpoint(
             kept = out / "earlier" / f"{name}-{key}.json"
             found = next((scores for scores in (before, read_json(kept, {})) if _answers(scores, key, sandbox)), None)
             results[name] = found or _score(benchmark, config, path, key=key, facts=facts, sandbox=sandbox, load=load)
-            if before.get("status") == "scored" and results[name] is not before:  # asked otherwise, and too dear to lose
-                write_json(out / "earlier" / f"{name}-{before['protocol'].get('key')}.json", before)
+            if found is not before:
+                if before.get("status") == "scored":  # asked otherwise, and too dear to lose
+                    write_json(out / "earlier" / f"{name}-{before['protocol'].get('key')}.json", before)
                 write_json(path, results[name])
         except BenchmarkAbsent as reason:
             found, results[name] = None, absent(name, str(reason), path if before.get("status") != "scored" else None)

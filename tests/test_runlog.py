@@ -158,6 +158,13 @@ def test_elsewhere_a_line_every_ten_seconds(capsys, monkeypatch):
 
 
 def test_how_much_of_a_work_is_done(capsys, monkeypatch):
+    terminal = Terminal()
+    with monkeypatch.context() as on:
+        on.setattr("sys.stderr", terminal)
+        with Count("completions", 2) as two, Count("completions", 1) as one:
+            two.add()
+            one.add()
+    assert terminal.text.count("1/2") == 1 and "1/1" not in terminal.text and terminal.text.count("\n") == 1
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Count("verdicts", 1500) as count:
