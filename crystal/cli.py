@@ -156,7 +156,7 @@ def help_page() -> str:
         lines += [f"{group}=", *(f"  {name:<{width}} {comment}" for name, comment in found.items())]
     lines += [
         "",
-        "keys     any value of the configuration, e.g. tokens=5e6 run.dir=DIR run.seed=2 eval.limit=20 sandbox=seccomp stages.2.fim.rate=0.5",
+        "keys     any value of the configuration, e.g. tokens=5e6 run.dir=DIR run.seed=2 eval.limit=20 sandbox=seccomp stages.2.fim.rate=1",
         "         dry_run=true says what would be done and stops; --cfg job prints the whole configuration",
         "status   0 done; 2 something you can mend, said in one line on stderr",
     ]
