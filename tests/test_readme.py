@@ -71,7 +71,7 @@ def test_command_of_the_page_on_scores(command: list[str], crystal, trained, tin
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample))
     (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(MBPP | {"task_id": number}) + "\n" for number in (2, 3, 4, 11)))
     given = {key(argument) for argument in command}
-    sized = ["eval.limit=1", *(o for o in tiny_overrides if key(o) not in given)]
+    sized = [*["eval.limit=1"] * ("task=score" not in command), *(o for o in tiny_overrides if key(o) not in given)]
     if "task=report" in command:
         command = [argument.replace("[DIR,DIR]", f"[{','.join(checkpoints)}]") for argument in command]
         for folder in checkpoints:
