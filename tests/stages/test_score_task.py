@@ -178,6 +178,7 @@ def test_a_dry_run_counts_and_writes_nothing(command: Crystal, tmp_path: Path) -
     [
         (["benchmark=null"], "benchmark=None; expected humaneval or mbpp"),
         (["samples=null"], "task=score without samples"),
+        (["eval.limit=3"], "eval.limit=3 with task=score"),
         (["out=null"], "task=score without out"),
         (["out=FOLDER/s.jsonl"], "s.jsonl is there already"),
         (["out=FOLDER/was.jsonl"], "was.summary.json is there already"),
