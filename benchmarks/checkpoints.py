@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def write_random(folder: Path, config: ModelConfig, tokenizer: Path) -> None:
     for name, shape in crystal_shapes(config).items():
         std = 0.07 if name == "embed.weight" else shape[-1] ** -0.5 if len(shape) == 2 else 0.2
         weights[name] = std * torch.randn(shape, generator=generator) + ("norm" in name and name.endswith("weight"))
+    write(folder, weights, config, tokenizer)
+
+
+def write(folder: Path, weights: Mapping[str, torch.Tensor], config: ModelConfig, tokenizer: Path) -> None:
+    """A checkpoint of these weights, whole or not at all."""
     with checkpoint.whole(folder) as made:
         checkpoint.write_tensors(made / "weights.pt", weights)
         checkpoint.seal(made, {"step": 0, "weights_only": True, "model": asdict(config)}, tokenizer=tokenizer)
@@ -104,9 +110,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="crystal-") as scratch:
         write_random(Path(scratch) / "random", config, tokenizer)
         completer, loss = learn(Path(scratch) / "random", taught, 60 * given["minutes"])
-    with checkpoint.whole(Path(given["out"])) as made:
-        checkpoint.write_tensors(made / "weights.pt", completer.model.state_dict())
-        checkpoint.seal(made, {"step": 0, "weights_only": True, "model": asdict(config)}, tokenizer=tokenizer)
+    write(Path(given["out"]), completer.model.state_dict(), config, tokenizer)
     print(f"\n{given['out']}: {len(taught)} answers, {loss:.4f} nats a token")
 
 

@@ -28,7 +28,7 @@ from benchmarks.code.sandbox import candidate, judge, kernel, landlock, namespac
 from benchmarks.code.sandbox.limits import JUDGE_MEMORY_BYTES, Limits
 
 FIRST_LOOK_S, LOOK_S = 0.02, 0.05
-ENDING_S = 0.1  # that a candidate whose channel has closed may take to be gone
+ENDING_S = 2.0  # that a candidate whose channel has closed may take to be gone
 JUDGE_ID = 65533  # who a judge is, where root starts the worker
 NO_CANDIDATE, NOT_SET_UP = 3, 4  # a judge's exit status where its candidate was gone too early, and where it could not begin
 HAS_PROC = Path("/proc/self/stat").exists()
@@ -196,12 +196,15 @@ class Program:
 
     def _ending(self) -> tuple[Over | None, str]:
         """How the candidate, whose channel has closed, has ended, or the limit that it met before."""
-        deadline = time.monotonic() + ENDING_S
-        while time.monotonic() < deadline:
+        began, wait_s = time.monotonic(), 0.001
+        while (elapsed_s := time.monotonic() - began) < ENDING_S:
             if ended := os.waitid(os.P_PID, self.candidate, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                 return None, _how(ended)
-            time.sleep(0.001)
-        return self._over(0.0), "closed its channel"
+            if over := self._over(elapsed_s):
+                return over, ""
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LOOK_S)
+        return None, "closed its channel"
 
     def _end(self) -> float:
         """Kill what is left, wait until it is gone; CPU seconds of all."""
